@@ -1,0 +1,189 @@
+"""What a task writes down so that its methods can be compared: the bench.
+
+A wing's ``bench.py`` holds one constant, ``BENCH``. It says which data are used (the shipped ones or the
+user's), who is compared, and how one fitted model is measured. Everything else (processes, limits, seeds,
+resuming, tables) is the same for every task and lives in this package. A bench is data and functions; nothing
+in it runs before a comparison starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from paperback.catalogue import TASKS, check_task
+from paperback.errors import PaperbackError
+from paperback.study.budget import Budget
+
+Kind = Literal["method", "baseline"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that is measured for every contender.
+
+    Attributes:
+        name: key in the results, such as ``completion_nll``.
+        label: what a person reads, such as "completion, nats per hidden variable".
+        unit: "s", "B", "nats", ...; empty for a fraction or a count. Seconds and bytes are printed in the
+            size that suits.
+        better: whether "higher" or "lower" is better.
+        primary: the one metric that the leaderboard is sorted by.
+        cost: what a contender costs rather than how good it is. The first cost is the horizontal axis of the
+            figure.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    _: KW_ONLY
+    better: Literal["higher", "lower"]
+    primary: bool = False
+    cost: bool = False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method or baseline of a comparison.
+
+    Attributes:
+        name: the slug of the method in the catalogue, or the name of a baseline.
+        label: what a person reads.
+        kind: "method" or "baseline"; baselines stand in every table.
+        applies: given the data, None, or in a few words why this contender cannot be used on them.
+        build: ``(data, budget, seed) -> model``, not yet fitted. It imports the method only when it is
+            called.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    applies: Callable[[Any], str | None]
+    build: Callable[[Any, Budget, int], Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How the methods of one task are compared.
+
+    Attributes:
+        task: one of the ten tasks.
+        metrics: what is measured; exactly one is primary, and a primary is not a cost.
+        contenders: who is compared; at least one is a baseline.
+        load: ``(path, target, budget, seed) -> data``: the shipped data where path is None, else the user's,
+            checked and split. Raises `DataError` with one clear sentence. With `takes_model` it is also
+            passed ``model=``, a path or a "module:function". Data that are a `paperback.data` `Dataset`, or
+            have one as their `dataset`, are described in the leaderboard.
+        evaluate: ``(contender, data, budget, seed, out) -> {metric name: number or None}``: builds, fits,
+            measures, and saves what came out under the folder `out`. Every metric has its key; None means
+            that this contender does not have the quantity.
+        seconds: about how long one job takes under a budget, for ``estimate=True``; may be left empty.
+        takes_model: whether the user may bring a model (``--model``).
+    """
+
+    task: str
+    metrics: tuple[Metric, ...]
+    contenders: tuple[Contender, ...]
+    load: Callable[..., Any]
+    evaluate: Callable[[Contender, Any, Budget, int, Path], Mapping[str, float | None]]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    takes_model: bool = False
+
+    def __post_init__(self) -> None:
+        primaries = [metric.name for metric in self.metrics if metric.primary and not metric.cost]
+        if len(primaries) != 1:
+            raise PaperbackError(
+                f"the bench of {self.task} has primary metrics {primaries}; mark one that is not a cost."
+            )
+        for what, names in (
+            ("metric", [metric.name for metric in self.metrics]),
+            ("contender", [contender.name for contender in self.contenders]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise PaperbackError(
+                    f"the bench of {self.task} has two {what}s called {twice[0]!r}; names must differ."
+                )
+        if not any(contender.kind == "baseline" for contender in self.contenders):
+            raise PaperbackError(
+                f"the bench of {self.task} has no baseline; a comparison needs at least one."
+            )
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that the leaderboard is sorted by."""
+        return next(metric for metric in self.metrics if metric.primary)
+
+    @property
+    def cost(self) -> Metric | None:
+        """The cost that quality is drawn against; None where the bench has none (then it is the seconds of
+        the whole job).
+        """
+        return next((metric for metric in self.metrics if metric.cost), None)
+
+    def contender(self, name: str) -> Contender:
+        """The contender of this name.
+
+        Raises:
+            PaperbackError: naming close matches, if there is none.
+        """
+        for contender in self.contenders:
+            if contender.name == name:
+                return contender
+        names = [contender.name for contender in self.contenders]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}."
+        raise PaperbackError(f"the comparison of {self.task} has no method {name!r}; {hint}")
+
+    def choose(self, methods: Sequence[str] | None) -> tuple[Contender, ...]:
+        """The contenders of a comparison: the named methods (all, if None), and every baseline, in the order
+        of the bench.
+
+        Raises:
+            PaperbackError: if a name is unknown.
+        """
+        if methods is None:
+            return self.contenders
+        wanted = {self.contender(name).name for name in methods}
+        return tuple(
+            contender
+            for contender in self.contenders
+            if contender.kind == "baseline" or contender.name in wanted
+        )
+
+
+def bench_of(task: str) -> str:
+    """The import path of a task's bench.
+
+    Args:
+        task: one of the ten tasks of the catalogue.
+
+    Returns:
+        "paperback.<task>.bench:BENCH".
+
+    Raises:
+        PaperbackError: if there is no such task, or the task has no bench yet.
+    """
+    check_task(task)
+    if not _has_bench(task):
+        ready = [name for name in TASKS if _has_bench(name)]
+        raise PaperbackError(
+            f"{task} cannot be compared yet; what can is {', '.join(ready) or 'nothing so far'}."
+        )
+    return f"paperback.{task}.bench:BENCH"
+
+
+def load_bench(path: str) -> Bench:
+    """Import a bench from its path, "module:NAME"."""
+    module, _, name = path.partition(":")
+    return cast(Bench, getattr(importlib.import_module(module), name))
+
+
+def _has_bench(task: str) -> bool:
+    """Whether the wing of this task has a bench; nothing is imported to find out."""
+    return (importlib.resources.files("paperback") / task / "bench.py").is_file()

@@ -1,0 +1,20 @@
+"""Models of a joint distribution over discrete variables.
+
+A density model learns how variables hang together, and then answers questions about any of them from any
+others: how probable is this row, what belongs where nothing was observed, which class is it, what would new
+data look like. `DensityModel` says what every method of this wing does, and its `capabilities` say how well:
+exactly, within bounds, as an estimate, or not at all.
+"""
+
+from paperback.density.baselines import CategoricalMixture, CategoricalRBM, IndependentCategorical
+from paperback.density.interface import Capabilities, Classifying, DensityModel, Interval
+
+__all__ = [
+    "Capabilities",
+    "CategoricalMixture",
+    "CategoricalRBM",
+    "Classifying",
+    "DensityModel",
+    "IndependentCategorical",
+    "Interval",
+]

@@ -1,0 +1,1 @@
+"""Mathematics that two wings or more use."""
