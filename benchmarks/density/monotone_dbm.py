@@ -236,7 +236,7 @@ def image_problem(seed: int = 0) -> tuple[MonotoneDBM, MeanFieldProblem]:
     states = GreyBins(20).fit(data.train.x).transform(data.train.x[:BATCH]).reshape(BATCH, -1)
     observed = torch.rand(states.shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     model = MonotoneDBM(TIERS, CONNECTIONS, margin="paper", m=0.01, engine="conv", seed=seed)
-    return model, model._problem(states, observed)
+    return model, model.problem_of(states, observed)
 
 
 @torch.no_grad()
@@ -286,7 +286,7 @@ def bench_torchdeq(repeats: int) -> None:
     model = MonotoneDBM.dense(64, 4, seed=0)
     generator = torch.Generator().manual_seed(0)
     states = torch.randint(0, 4, (128, 64), generator=generator)
-    problem = model._problem(states, torch.rand(states.shape, generator=generator) < 0.4)
+    problem = model.problem_of(states, torch.rand(states.shape, generator=generator) < 0.4)
     alpha, target = problem.step_size(), torch.randn(128, model.structure.size, generator=generator)
 
     def step(q: Tensor, bias: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def bench_torchdeq(repeats: int) -> None:
 
     def theirs() -> tuple[Tensor, Tensor, float]:
         bias = problem.bias.clone().requires_grad_()
-        out, info = deq(lambda q: step(q, bias), problem.start())
+        out, _ = deq(lambda q: step(q, bias), problem.start())
         start = time.perf_counter()
         (out[-1] * target).sum().backward()
         return out[-1].detach(), bias.grad, time.perf_counter() - start

@@ -253,7 +253,7 @@ def test_tiers_without_inner_connections_are_solved_tier_by_tier():
 def test_the_solution_minimises_the_free_energy():
     model = small_model(3)
     nothing = torch.zeros(1, 5, dtype=torch.int64)
-    problem = model._problem(nothing, nothing.bool())
+    problem = model.problem_of(nothing, nothing.bool())
     best = model.infer(nothing, nothing.bool(), tol=1e-11).free_energy
     for seed in range(8):  # gradient descent on logits from random starts
         logits = (
@@ -277,7 +277,7 @@ def test_the_solution_minimises_the_free_energy():
 def test_free_energy_falls_along_short_steps():
     model = small_model(1)
     X = torch.randint(0, 3, (4, 5), generator=generator())
-    problem = model._problem(X, torch.zeros(4, 5, dtype=torch.bool))
+    problem = model.problem_of(X, torch.zeros(4, 5, dtype=torch.bool))
     q = problem.clamp(
         model.structure.softmax(torch.randn(4, model.structure.size, generator=generator()).double())
     )
@@ -324,7 +324,7 @@ def test_a_clamped_solve_is_that_of_a_smaller_model_with_folded_bias():
     X = torch.tensor([[0, 2, 1, 0, 2]])
     observed = torch.tensor([[True, False, True, False, False]])
     answer = model.infer(X, observed, tol=1e-11)
-    problem = model._problem(X, observed)
+    problem = model.problem_of(X, observed)
     free = ~problem.observed[0]
     phi, known = problem.coupling.phi, problem.known[0]
     bias = problem.bias + phi @ known
@@ -362,7 +362,7 @@ def test_mirror_descent_falls_back_to_the_step_that_is_sure(monkeypatch):
     monkeypatch.setattr(mean_field, "PATIENCE", 1_000)
     model = small_model(5)
     X = torch.zeros(3, 5, dtype=torch.int64)
-    problem = model._problem(X, X.bool())
+    problem = model.problem_of(X, X.bool())
     solution = solve(problem, "mirror", tol=1e-6, max_steps=4)  # too few for the bold pass
     assert solution.converged.all()
     torch.testing.assert_close(solution.x, solve(problem, "anderson", tol=1e-10).x, atol=1e-4, rtol=0)
@@ -426,7 +426,7 @@ def test_implicit_solve_is_exact_against_a_dense_jacobian():
     model = small_model(6)
     X = torch.tensor([[0, 1, 2, 0, 1]])
     observed = torch.tensor([[True, False, False, False, True]])
-    problem = model._problem(X, observed)
+    problem = model.problem_of(X, observed)
     q = solve(problem, "anderson", tol=1e-13, max_steps=5000).x
     gradient = torch.randn(q.shape, generator=generator()).double()
     result, solution = implicit_gradient(problem, q, gradient, 1e-13, 200)
@@ -443,7 +443,7 @@ def test_implicit_solve_is_exact_against_a_dense_jacobian():
 
 
 def joint_log_weight(model: MonotoneDBM):
-    problem = model._free_problem(1)
+    problem = model.free_problem(1)
 
     def log_weight(states: torch.Tensor) -> torch.Tensor:
         parts = states.split([tier.n_variables for tier in model.structure.tiers], 1)
@@ -504,7 +504,7 @@ def test_gibbs_samples_have_the_distribution_of_the_model(engine):
             weight.mul_(3)
     log_weight, n_states = joint_log_weight(model)
     exact = enumeration.log_probabilities(log_weight, n_states).exp()
-    problem = model._free_problem(20_000)
+    problem = model.free_problem(20_000)
     q = solve(problem, "anderson").x
     x = likelihood.gibbs(problem, q, 12, generator(5))
     states = torch.cat(likelihood.flat_to_states(model.structure, x), 1)
@@ -639,7 +639,7 @@ def test_saved_and_loaded_it_gives_the_same_answers(index, tmp_path):
 def test_compiled_inference_gives_the_same_answer():
     model = small_model(1)
     X = torch.zeros(2, 5, dtype=torch.int64)
-    problem = model._problem(X, X.bool())
+    problem = model.problem_of(X, X.bool())
     step = torch.compile(lambda q: problem.forward_backward(q, 0.2), backend="eager")
     torch.testing.assert_close(step(problem.start()), problem.forward_backward(problem.start(), 0.2))
 

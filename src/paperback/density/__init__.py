@@ -8,6 +8,7 @@ exactly, within bounds, as an estimate, or not at all.
 
 from paperback.density.baselines import CategoricalMixture, CategoricalRBM, IndependentCategorical
 from paperback.density.interface import Capabilities, Classifying, DensityModel, Interval
+from paperback.density.monotone_dbm import MonotoneDBM
 
 __all__ = [
     "Capabilities",
@@ -17,4 +18,5 @@ __all__ = [
     "DensityModel",
     "IndependentCategorical",
     "Interval",
+    "MonotoneDBM",
 ]

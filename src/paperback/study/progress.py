@@ -29,7 +29,12 @@ class Bars:
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
-        self.console = console if console is not None else Console(stderr=True)
+        if console is None:
+            # The bar of a training nests in the bars of a study only where both draw on one console.
+            from paperback.training.progress import console as shared_console
+
+            console = shared_console()
+        self.console = console
         self.enabled = enabled
         self._display: Progress | None = None
 

@@ -321,7 +321,10 @@ class MonotoneDBM(DensityModel, Classifying):
         flat = self.structure.spread(known)
         return self.structure.one_hot(values).to(self.bias).masked_fill(~flat, 0.0), flat
 
-    def _problem(self, states: Tensor, observed: Tensor | None, y: Tensor | None = None) -> MeanFieldProblem:
+    def problem_of(
+        self, states: Tensor, observed: Tensor | None, y: Tensor | None = None
+    ) -> MeanFieldProblem:
+        """The mean-field problems of checked states ``(batch, n_variables)``, at the current weights."""
         known, flat = self._evidence(states, observed, y)
         return self.problem(*self._coupling(), known, flat)
 
@@ -381,7 +384,7 @@ class MonotoneDBM(DensityModel, Classifying):
         states, mask = self.check(X, observed)
         if y is not None:
             y = self._check_labels(y, len(states))
-        problem = self._problem(states, mask, y)
+        problem = self.problem_of(states, mask, y)
         tolerance = min(self.tol, TEST_TOL) if tol is None else tol
         solution = solve(
             problem,
@@ -463,7 +466,7 @@ class MonotoneDBM(DensityModel, Classifying):
 
     def _partition_bounds(self, states: Tensor, observed: Tensor | None) -> Interval:
         """Bounds on the log of the summed weights of all configurations that agree with the observed part."""
-        problem = self._problem(states, observed)
+        problem = self.problem_of(states, observed)
         with torch.no_grad():
             q = solve(problem, self.solver, alpha=self.alpha, tol=TEST_TOL, max_steps=self.max_steps).x
             lower = -problem.free_energy(q)
@@ -488,17 +491,18 @@ class MonotoneDBM(DensityModel, Classifying):
         """
         source = generator if generator is not None else torch.Generator(self.valid.device).manual_seed(0)
         with torch.no_grad():
-            return likelihood.estimate_log_partition(self._free_problem(n_chains), n_betas, source)
+            return likelihood.estimate_log_partition(self.free_problem(n_chains), n_betas, source)
 
-    def _free_problem(self, batch: int) -> MeanFieldProblem:
+    def free_problem(self, batch: int = 1) -> MeanFieldProblem:
+        """So many mean-field problems with nothing observed."""
         nothing = torch.zeros(batch, self.n_variables, dtype=torch.int64, device=self.valid.device)
-        return self._problem(nothing, torch.zeros_like(nothing, dtype=torch.bool))
+        return self.problem_of(nothing, torch.zeros_like(nothing, dtype=torch.bool))
 
     @torch.no_grad()
     def _sample_conditional(
         self, states: Tensor, observed: Tensor, generator: torch.Generator, n_sweeps: int = 100
     ) -> Tensor:
-        problem = self._problem(states, observed)
+        problem = self.problem_of(states, observed)
         q = solve(problem, self.solver, alpha=self.alpha, tol=self.tol, max_steps=self.max_steps).x
         return self._visible(likelihood.gibbs(problem, q, n_sweeps, generator)).argmax(-1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from paperback.density.baselines import CategoricalRBM, IndependentCategorical
-from paperback.density.bench import DensityData, completion_scores, load
+from paperback.density.baselines.rbm import Inference
+from paperback.density.bench import DensityData, completion_scores, epochs_for, load
 from paperback.density.interface import DensityModel
 from paperback.density.monotone_dbm import MonotoneDBM, NotConverged, likelihood, solve
+from paperback.density.monotone_dbm.mean_field import MeanFieldProblem, Solver
 from paperback.numerics import enumeration
 from paperback.study import Run
 from paperback.study.figures import BASELINE, METHOD, PALETTE, TALL, WIDE, direct_labels, pixel_grid, style
@@ -26,11 +29,19 @@ SEEDS = (0, 1)
 DIFFERENT = 0.05  # marginals that differ by more belong to two solutions
 SAME = 0.01  # the bar for one solution
 RESIDUAL = 1e-3
-SOLVERS = ("parallel", "forward_backward", "anderson", "mirror", "peaceman_rachford")
+MOST_STEPS = 300
+SOLVERS: dict[Solver, str] = {
+    "parallel": "parallel update",
+    "forward_backward": "forward-backward",
+    "anderson": "accelerated forward-backward",
+    "mirror": "accelerated mirror descent",
+    "peaceman_rachford": "Peaceman-Rachford",
+}
 LABELS = {
     "tight": "monotone DBM",
     "paper": "monotone DBM, the paper's limit",
-    "none": "same weights, unrestricted",
+    "none": "unrestricted, trained the same",
+    "gentle": "unrestricted, trained gently",
     "rbm": "RBM, mean field",
     "rbm gibbs": "RBM, Gibbs",
     "mlp": "masked MLP",
@@ -58,10 +69,20 @@ def study(run: Run) -> None:
     _report_bounds(run)
     if first.data.image_shape is not None:
         _draw_completions(run, first)
-    run.model("model", first.models["tight"])
+    run.model("model", first.models.machines["tight"])
 
 
 # -- one seed ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Models:
+    """What was trained with one seed."""
+
+    machines: dict[str, MonotoneDBM]  # under the limits "tight" and "paper", and without: "none", "gentle"
+    rbm: CategoricalRBM
+    marginals: IndependentCategorical
+    mlp: MaskedMLP
 
 
 @dataclass
@@ -69,7 +90,7 @@ class Outcome:
     """What one seed gave: the fitted models and what was measured on the test part."""
 
     data: DensityData
-    models: dict[str, nn.Module]
+    models: Models
     scores: dict[str, dict[str, float]]  # model -> measure -> value at 40 % observed
     by_fraction: dict[str, dict[float, dict[str, float]]]
     spreads: dict[str, Float[Tensor, " samples"]]  # largest difference between restarts, per sample
@@ -94,7 +115,9 @@ def _one_seed(run: Run, seed: int) -> Outcome:
         by_fraction=by_fraction,
         spreads=spreads,
         unsolved=unsolved,
-        parallel_failures=_parallel_failures(models["tight"], data, run.size(smoke=20, standard=100)),
+        parallel_failures=_parallel_failures(
+            models.machines["tight"], data, run.size(smoke=20, standard=100)
+        ),
     )
 
 
@@ -106,29 +129,46 @@ def _mask(data: DensityData, fraction: float, seed: int) -> Bool[Tensor, "rows v
     return (draw < fraction) & (draw < draw.amax(1, keepdim=True))
 
 
-def _fit(run: Run, data: DensityData, seed: int) -> dict[str, nn.Module]:
-    """Train everything on the training and the validation part; settings were chosen before, on the latter."""
+def _fit(run: Run, data: DensityData, seed: int) -> Models:
+    """Train everything on training and validation part; settings were chosen before, on the latter."""
     X = torch.cat([data.train.x, data.val.x])
     y = None if data.n_classes is None else torch.cat([data.train.y, data.val.y])
-    quiet = {"seed": seed, "progress": run.progress}
-    epochs = run.size(smoke=1, quick=8, standard=32)
-    models: dict[str, nn.Module] = {}
+    quiet: dict[str, Any] = {"seed": seed, "progress": run.progress}
+    batch_size = 96
+    epochs = epochs_for(run.size(smoke=2, quick=120, standard=450), len(X), batch_size)
+    machines = {}
     for margin in ("tight", "paper"):
         model = MonotoneDBM.for_data(
             data.n_states, data.image_shape, data.n_classes, margin=margin, seed=seed
         )
-        models[margin] = model.fit(X, y, epochs=epochs, **quiet)
-    # Without the restriction a training at the same rate diverges: a third of it, and clipped gradients.
-    free = MonotoneDBM.for_data(
-        data.n_states, data.image_shape, data.n_classes, margin="none", max_steps=60, seed=seed
+        machines[margin] = model.fit(X, y, epochs=epochs, **quiet)
+    # Without the restriction the same training ends where inference breaks down; a lower rate and clipped
+    # gradients avoid that.
+    same: dict[str, Any] = {
+        "epochs": epochs_for(run.size(smoke=2, quick=60, standard=120), len(X), batch_size)
+    }
+    gentle: dict[str, Any] = {"epochs": epochs, "lr": 4e-3, "clip_norm": 0.3}
+    for name, training in (("none", same), ("gentle", gentle)):
+        model = MonotoneDBM.for_data(
+            data.n_states, data.image_shape, data.n_classes, margin="none", max_steps=60, seed=seed
+        )
+        machines[name] = model.fit(X, y, **training, **quiet)
+    n_variables, n_hidden = len(data.n_states), run.size(smoke=20, standard=200)
+    rbm = CategoricalRBM(n_variables, data.n_states, n_hidden, data.n_classes, "meanfield")
+    return Models(
+        machines=machines,
+        rbm=rbm.fit(
+            X, y, epochs=epochs_for(run.size(smoke=4, quick=420, standard=1250), len(X), 100), **quiet
+        ),
+        marginals=IndependentCategorical(n_variables, data.n_states).fit(X, progress=False),
+        mlp=_fit_mlp(
+            X,
+            y,
+            data,
+            epochs=epochs_for(run.size(smoke=2, quick=300, standard=900), len(X), batch_size),
+            **quiet,
+        ),
     )
-    models["none"] = free.fit(X, y, epochs=epochs, lr=3e-3, clip_norm=1.0, **quiet)
-    n_hidden = run.size(smoke=20, standard=200)
-    rbm = CategoricalRBM(len(data.n_states), data.n_states, n_hidden, data.n_classes, "meanfield")
-    models["rbm"] = rbm.fit(X, y, epochs=run.size(smoke=1, quick=30, standard=90), **quiet)
-    models["marginals"] = IndependentCategorical(len(data.n_states), data.n_states).fit(X, progress=False)
-    models["mlp"] = _fit_mlp(X, y, data, epochs=run.size(smoke=1, quick=20, standard=60), **quiet)
-    return models
 
 
 class MaskedMLP(nn.Module):
@@ -176,7 +216,7 @@ def _fit_mlp(
 Answer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
-def _answers(run: Run, models: dict[str, nn.Module]) -> dict[str, Answer]:
+def _answers(run: Run, models: Models) -> dict[str, Answer]:
     """For each model a function of states and mask to marginals and class probabilities."""
 
     def of_dbm(model: MonotoneDBM) -> Answer:
@@ -190,7 +230,7 @@ def _answers(run: Run, models: dict[str, nn.Module]) -> dict[str, Answer]:
 
         return answer
 
-    def of_rbm(model: CategoricalRBM, method: str, n_sweeps: int) -> Answer:
+    def of_rbm(model: CategoricalRBM, method: Inference, n_sweeps: int) -> Answer:
         def answer(X: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
             posterior = model.infer(X, observed, method, n_sweeps=n_sweeps)
             return posterior.visible, posterior.label
@@ -199,14 +239,14 @@ def _answers(run: Run, models: dict[str, nn.Module]) -> dict[str, Answer]:
 
     @torch.no_grad()
     def of_mlp(X: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
-        states, classes = models["mlp"](X, observed)
+        states, classes = models.mlp(X, observed)
         return states.softmax(-1), classes.softmax(-1)
 
-    answers: dict[str, Answer] = {name: of_dbm(models[name]) for name in ("tight", "paper", "none")}
-    answers["rbm"] = of_rbm(models["rbm"], "meanfield", 2)
-    answers["rbm gibbs"] = of_rbm(models["rbm"], "gibbs", run.size(smoke=20, quick=200, standard=1000))
+    answers: dict[str, Answer] = {name: of_dbm(model) for name, model in models.machines.items()}
+    answers["rbm"] = of_rbm(models.rbm, "meanfield", 2)
+    answers["rbm gibbs"] = of_rbm(models.rbm, "gibbs", run.size(smoke=20, quick=200, standard=1000))
     answers["mlp"] = of_mlp
-    answers["marginals"] = lambda X, observed: (models["marginals"].conditional(X, observed), None)
+    answers["marginals"] = lambda X, observed: (models.marginals.conditional(X, observed), None)
     return answers
 
 
@@ -267,7 +307,13 @@ def _report_quality(run: Run, outcomes: list[Outcome]) -> None:
 
 
 def _draw_fractions(run: Run, outcomes: list[Outcome]) -> None:
-    shown = {"tight": METHOD, "none": PALETTE[2], "rbm": BASELINE, "rbm gibbs": PALETTE[5], "mlp": PALETTE[3]}
+    shown = {
+        "tight": METHOD,
+        "gentle": PALETTE[2],
+        "rbm": BASELINE,
+        "rbm gibbs": PALETTE[5],
+        "mlp": PALETTE[3],
+    }
     measures = [("completion_nll", "nats per hidden pixel")]
     if outcomes[0].data.n_classes is not None:
         measures.insert(0, ("class_accuracy", "class accuracy"))
@@ -295,47 +341,50 @@ def _draw_fractions(run: Run, outcomes: list[Outcome]) -> None:
 
 
 def _restart(
-    run: Run, models: dict[str, nn.Module], data: DensityData, seed: int
+    run: Run, models: Models, data: DensityData, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Start mean field at random points; per sample, the largest difference between two converged answers."""
+    """Start mean field at random points; per sample, the largest difference between two answers.
+
+    The monotone models run in double precision to 1e-6 and every answer counts. On the others only answers
+    count that have converged, so that a difference is that of two solutions.
+    """
     count, restarts = run.size(smoke=10, standard=100), run.size(smoke=3, quick=5, standard=20)
     X, observed = data.test.x[:count], data.observed[:count]
     spreads, unsolved = {}, {}
-    for name in ("tight", "paper", "none"):
-        model = models[name].double() if name != "none" else models[name]
+    for name, model in models.machines.items():
+        monotone = name in ("tight", "paper")
+        model = model.double() if monotone else model
         ends, converged = [], []
         for restart in range(restarts):
             noise = torch.randn(len(X), model.structure.size, generator=generator(seed, "restart", restart))
             start = model.structure.softmax(4.0 * noise.to(model.bias))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotConverged)
-                field = model.infer(
-                    X, observed, start=start, tol=1e-6 if name != "none" else 1e-5, max_steps=600
-                )
+                field = model.infer(X, observed, start=start, solver="anderson", tol=1e-6, max_steps=600)
             ends.append(field.q)
-            converged.append(field.converged & (field.residual < RESIDUAL))
-        spreads[name], unsolved[name] = _spread(torch.stack(ends), torch.stack(converged))
-        models[name].float()
+            converged.append(field.residual < RESIDUAL)
+        solved = torch.stack(converged)
+        spreads[name] = _spread(torch.stack(ends), torch.ones_like(solved) if monotone else solved)
+        unsolved[name] = float((~solved).double().mean())
+        model.float()
     posteriors = [
-        models["rbm"].infer(X, observed, "meanfield", random_start=True, seed=restart)
+        models.rbm.infer(X, observed, "meanfield", random_start=True, seed=restart)
         for restart in range(restarts)
     ]
-    ends = torch.stack([torch.cat([p.visible.flatten(1), p.hidden], 1) for p in posteriors])
-    spreads["rbm"], unsolved["rbm"] = _spread(ends, torch.stack([p.converged for p in posteriors]))
+    answers = torch.stack([torch.cat([p.visible.flatten(1), p.hidden], 1) for p in posteriors])
+    solved = torch.stack([p.converged for p in posteriors])
+    spreads["rbm"], unsolved["rbm"] = _spread(answers, solved), float((~solved).double().mean())
     return spreads, unsolved
 
 
 def _spread(
-    ends: Float[Tensor, "restarts samples n"], converged: Bool[Tensor, "restarts samples"]
-) -> tuple[Float[Tensor, " samples"], float]:
-    """Largest difference between converged restarts of each sample, and the share of restarts that did not
-    converge.
-    """
-    used = converged[..., None]
+    ends: Float[Tensor, "restarts samples n"], counted: Bool[Tensor, "restarts samples"]
+) -> Float[Tensor, " samples"]:
+    """Largest difference between the counted restarts of each sample; NaN where there are none."""
+    used = counted[..., None]
     highest = ends.masked_fill(~used, -torch.inf).amax(0)
     lowest = ends.masked_fill(~used, torch.inf).amin(0)
-    spread = (highest - lowest).amax(1)
-    return torch.where(converged.any(0), spread, torch.nan).float(), float((~converged).double().mean())
+    return torch.where(counted.any(0), (highest - lowest).amax(1), torch.nan).float()
 
 
 def _parallel_failures(model: MonotoneDBM, data: DensityData, count: int) -> float:
@@ -343,7 +392,7 @@ def _parallel_failures(model: MonotoneDBM, data: DensityData, count: int) -> flo
     X, observed = data.test.x[:count], data.observed[:count]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConverged)
-        field = model.infer(X, observed, solver="parallel", tol=1e-3, max_steps=300)
+        field = model.infer(X, observed, solver="parallel", tol=1e-3, max_steps=MOST_STEPS)
     return float((~field.converged).double().mean())
 
 
@@ -360,7 +409,7 @@ def _report_uniqueness(run: Run, outcomes: list[Outcome]) -> None:
             note="The largest difference between the marginals that random starts end at, over all samples.",
         )
     run.claim(
-        "has several solutions without the restriction",
+        "has several solutions without the restriction, trained the same",
         paper="the reason for the restriction",
         measured=[share("none", outcome) for outcome in outcomes],
         at_least=0.03,
@@ -384,10 +433,16 @@ def _report_uniqueness(run: Run, outcomes: list[Outcome]) -> None:
             ),
             "restarts that did not converge": float(np.mean([o.unsolved[name] for o in outcomes])),
         }
-        for name in ("tight", "paper", "none", "rbm")
+        for name in ("tight", "paper", "none", "gentle", "rbm")
     ]
     run.table("restarts", rows, "Mean field from random starts: do the answers agree?")
-    colours = {"tight": METHOD, "paper": PALETTE[4], "none": PALETTE[2], "rbm": BASELINE}
+    colours = {
+        "tight": METHOD,
+        "paper": PALETTE[4],
+        "none": PALETTE[2],
+        "gentle": PALETTE[3],
+        "rbm": BASELINE,
+    }
     with style():
         figure = Figure(figsize=WIDE)
         axes = figure.subplots()
@@ -415,39 +470,32 @@ def _report_uniqueness(run: Run, outcomes: list[Outcome]) -> None:
 
 
 def _report_solvers(run: Run, outcome: Outcome) -> None:
-    model, count = outcome.models["tight"], run.size(smoke=10, standard=100)
-    problem = model._problem(outcome.data.test.x[:count], outcome.data.observed[:count])
+    model, count = outcome.models.machines["tight"], run.size(smoke=10, standard=100)
+    problem = model.problem_of(outcome.data.test.x[:count], outcome.data.observed[:count])
     solvers = [s for s in SOLVERS if s != "peaceman_rachford" or model.hollow.engine == "dense"]
     steps = run.size(smoke=(1, 3, 8), standard=(1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 70, 100))
-    rows, curves = [], {}
-    for solver in solvers:
-        residuals = [
-            float(problem.residual(solve(problem, solver, tol=0.0, max_steps=n).x).quantile(0.9))
-            for n in steps
-        ]
-        curves[solver] = residuals
-        needed = _steps_to(problem.residual, lambda n, s=solver: solve(problem, s, tol=0.0, max_steps=n).x)
-        rows.append(
-            {"solver": solver.replace("_", "-"), f"steps to residual {RESIDUAL:g}, every sample": needed}
-        )
-    run.table("solvers", rows, "Steps until |q - softmax(Phi q + b)| is small everywhere; empty: not in 300.")
-    accelerated = next(row for row in rows if row["solver"] == "anderson")
-    needed = accelerated[f"steps to residual {RESIDUAL:g}, every sample"]
+    needed = {solver: _steps_to_residual(problem, solver) for solver in solvers}
+    column = f"steps to residual {RESIDUAL:g}, every sample"
+    run.table(
+        "solvers",
+        [{"solver": SOLVERS[solver], column: needed[solver]} for solver in solvers],
+        f"Steps until |q - softmax(Phi q + b)| is small for every sample; empty: not in {MOST_STEPS}.",
+    )
     run.claim(
         f"converges to residual {RESIDUAL:g} in few steps (accelerated forward-backward)",
         paper="in tens of steps, in figures",
-        measured=float("inf") if needed is None else float(needed),
+        measured=float("inf") if needed["anderson"] is None else float(needed["anderson"]),
         at_most=60,
         unit="steps",
     )
+    colours = (BASELINE, PALETTE[4], METHOD, PALETTE[2], PALETTE[3])
     with style():
         figure = Figure(figsize=WIDE)
         axes = figure.subplots()
-        for solver, colour in zip(
-            solvers, (BASELINE, PALETTE[4], METHOD, PALETTE[2], PALETTE[3]), strict=False
-        ):
-            label = solver.replace("_", "-")
-            axes.plot(steps, np.maximum(curves[solver], 1e-7), "o-", color=colour, label=label)
+        for solver, colour in zip(solvers, colours, strict=False):
+            answers = [solve(problem, solver, tol=0.0, max_steps=n).x for n in steps]
+            curve = [float(problem.residual(q).quantile(0.9)) for q in answers]
+            axes.plot(steps, np.maximum(curve, 1e-7), "o-", color=colour, label=SOLVERS[solver])
         axes.set(yscale="log", xlabel="steps", ylabel="residual, 90 % of samples below", title="Solvers")
         direct_labels(axes)
     run.figure(
@@ -458,19 +506,15 @@ def _report_solvers(run: Run, outcome: Outcome) -> None:
     )
 
 
-def _steps_to(
-    residual: Callable[[Tensor], Tensor], solution: Callable[[int], Tensor], most: int = 300
-) -> int | None:
-    """Fewest steps after which every sample's residual is small, by bisection; None where `most` are not
-    enough.
-    """
+def _steps_to_residual(problem: MeanFieldProblem, solver: Solver) -> int | None:
+    """Fewest steps after which every sample's residual is small, by bisection; None if there are too many."""
 
     def enough(n: int) -> bool:
-        return float(residual(solution(n)).max()) <= RESIDUAL
+        return float(problem.residual(solve(problem, solver, tol=0.0, max_steps=n).x).max()) <= RESIDUAL
 
-    if not enough(most):
+    if not enough(MOST_STEPS):
         return None
-    low, high = 0, most
+    low, high = 0, MOST_STEPS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -490,12 +534,7 @@ def _report_bounds(run: Run) -> None:
             for weight in model.hollow.weights.values():
                 weight.mul_(scale)
             model.bias.copy_(torch.randn(model.bias.shape, generator=generator(index, "bias")) * 0.5)
-        problem = model._free_problem(1)
-
-        def log_weight(states: Int[Tensor, "batch n"], problem=problem) -> Float[Tensor, " batch"]:
-            return likelihood.log_weight(problem, problem.structure.one_hot([states]).double())
-
-        exact = float(enumeration.log_partition(log_weight, (3,) * 8))
+        exact = _enumerated_log_partition(model)
         bounds = model.log_partition_bounds()
         lower.append(float(bounds.lower) - exact)
         upper.append(float(bounds.upper) - exact)
@@ -529,6 +568,15 @@ def _report_bounds(run: Run) -> None:
     )
 
 
+def _enumerated_log_partition(model: MonotoneDBM) -> float:
+    problem = model.free_problem()
+
+    def log_weight(states: Int[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+        return likelihood.log_weight(problem, problem.structure.one_hot([states]).to(model.bias))
+
+    return float(enumeration.log_partition(log_weight, model.n_states))
+
+
 # -- completions ---------------------------------------------------------------------------------------------
 
 
@@ -537,15 +585,18 @@ def _draw_completions(run: Run, outcome: Outcome) -> None:
     data, count = outcome.data, 10
     X, observed = data.test.x[:count], data.observed[:count]
     shown = {"observed": torch.where(observed, X.float(), torch.nan)}
-    for name in ("tight", "rbm", "marginals"):
-        model = outcome.models[name]
-        assert isinstance(model, DensityModel)
+    models: dict[str, DensityModel] = {
+        "tight": outcome.models.machines["tight"],
+        "rbm": outcome.models.rbm,
+        "marginals": outcome.models.marginals,
+    }
+    for name, model in models.items():
         shown[LABELS[name]] = model.complete(X, observed, "mean")
     shown["truth"] = X.float()
     assert data.image_shape is not None
     grid = torch.stack([row.unflatten(1, data.image_shape) for row in shown.values()])
     with style():
-        figure = Figure(figsize=(TALL[0], TALL[1] * 0.6))
+        figure = Figure(figsize=(TALL[0], TALL[1] * 0.48))
         pixel_grid(
             figure.subplots(), grid.numpy(), row_labels=list(shown), limits=(0.0, max(data.n_states) - 1.0)
         )
