@@ -36,6 +36,7 @@ from paperback.density.monotone_dbm.objectives import (
 from paperback.density.monotone_dbm.proximal import solve_prox
 from paperback.errors import DataError, NotSupportedError
 from paperback.numerics import enumeration
+from paperback.testing import DENSITY_CHECKS, DensityCase
 
 ALPHAS = (0.02, 0.125, 0.5, 0.9)
 SPATIAL = [
@@ -172,7 +173,7 @@ def test_the_largest_eigenvalue_stays_below_the_limit(index, kind):
                     weight.mul_(1e4)
                 elif kind == "rank one":
                     weight.copy_(weight[:1].expand_as(weight) * 30)
-        eigenvalues = torch.linalg.eigvalsh(module.coupling("dense").phi)
+        eigenvalues = torch.linalg.eigvalsh(module.coupling("dense").phi.detach())
         assert float(eigenvalues[-1]) <= limit + 1e-9
         smallest = module.smallest_eigenvalue(module.coupling("conv"), 300)
         assert smallest == pytest.approx(float(eigenvalues[0]), rel=1e-2)
@@ -642,6 +643,19 @@ def test_compiled_inference_gives_the_same_answer():
     problem = model.problem_of(X, X.bool())
     step = torch.compile(lambda q: problem.forward_backward(q, 0.2), backend="eager")
     torch.testing.assert_close(step(problem.start()), problem.forward_backward(problem.start(), 0.2))
+
+
+@pytest.mark.parametrize("check", DENSITY_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_it_behaves_as_every_density_model(check, with_classes):
+    X = torch.randint(0, 3, (24, 4), generator=generator(4))
+    y = torch.randint(0, 2, (24,), generator=generator(5)) if with_classes else None
+
+    def build(seed: int) -> MonotoneDBM:
+        classes = 2 if with_classes else None
+        return MonotoneDBM.dense(4, 3, hidden=(2, 2), n_classes=classes, rows=8, seed=seed)
+
+    check(DensityCase(build, X, y, {"epochs": 2, "batch_size": 12}, tolerance=2e-3))
 
 
 # -- bad input ----------------------------------------------------------------------------------------------

@@ -141,7 +141,11 @@ def train(
     rows = check_tensors(tensors, "tensors")
     val_rows = () if val_tensors is None else check_tensors(val_tensors, "val_tensors")
     settings.check(len(rows[0]), bool(val_rows), val_metric is not None)
-    with single_accelerator(model, mixed_precision) as accelerator, seeded(seed, "training"):
+    with (
+        single_accelerator(model, mixed_precision) as accelerator,
+        seeded(seed, "training"),
+        torch.enable_grad(),  # a caller may have switched gradients off
+    ):
         task = prepare(accelerator, model, loss, val_metric or loss, rows, val_rows, settings)
         state = State()
         folder = None if checkpoint is None else Path(checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -146,9 +146,10 @@ class MonotoneDBM(DensityModel, Classifying):
         draws = torch.Generator().manual_seed(seed)
         self.structure = structure
         self.hollow = MonotoneHollow(structure, limit, center, engine, lipschitz_max, draws)
-        self.n_classes = (
-            None if structure.class_tier is None else structure.tiers[structure.class_tier].states
-        )
+        if structure.class_tier is not None:
+            self.n_classes = structure.tiers[structure.class_tier].states
+        else:
+            self.capabilities = replace(self.capabilities, classify="none")
         self.bias = nn.Parameter(self._initial_bias(draws))
         # Read-out temperatures, in the order of the tiers: answers are softmax(tau^2 logits), the mean field
         # stays softmax(logits).

@@ -144,9 +144,7 @@ def _fit(run: Run, data: DensityData, seed: int) -> Models:
         machines[margin] = model.fit(X, y, epochs=epochs, **quiet)
     # Without the restriction the same training ends where inference breaks down; a lower rate and clipped
     # gradients avoid that.
-    same: dict[str, Any] = {
-        "epochs": epochs_for(run.size(smoke=2, quick=60, standard=120), len(X), batch_size)
-    }
+    same: dict[str, Any] = {"epochs": epochs_for(run.size(smoke=2, standard=120), len(X), batch_size)}
     gentle: dict[str, Any] = {"epochs": epochs, "lr": 4e-3, "clip_norm": 0.3}
     for name, training in (("none", same), ("gentle", gentle)):
         model = MonotoneDBM.for_data(
