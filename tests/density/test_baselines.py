@@ -5,10 +5,16 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from paperback.density import CategoricalMixture, CategoricalRBM, IndependentCategorical
+from paperback.density import (
+    CategoricalMixture,
+    CategoricalRBM,
+    IndependentCategorical,
+    MaskedNetwork,
+)
 from paperback.density.baselines.rbm.objective import LikelihoodGradient, mean_pseudo_log_likelihood
 from paperback.errors import DataError, NotSupportedError
 from paperback.numerics import enumeration
+from paperback.testing import DENSITY_CHECKS, DensityCase
 
 N_STATES = (3, 2, 4, 2)
 
@@ -414,3 +420,38 @@ def test_impossible_machines_are_refused(arguments, message):
 def test_impossible_trainings_are_refused(settings, message):
     with pytest.raises(DataError, match=message):
         CategoricalRBM(4, N_STATES, 5).fit(X, progress=False, **settings)
+
+
+# -- network for random masks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", DENSITY_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_masked_network_behaves_as_every_density_model(check, with_classes):
+    def build(seed):
+        return MaskedNetwork(4, N_STATES, 3 if with_classes else None, width=16)
+
+    check(DensityCase(build, X[:40], Y[:40] if with_classes else None, {"epochs": 2}))
+
+
+def test_masked_network_learns_what_the_mixture_knows_exactly():
+    """On data from a small mixture its conditionals come close to the true ones."""
+    mixture = CategoricalMixture(4, N_STATES, 3, n_classes=3).fit(X, Y, progress=False)
+    drawn = mixture.sample(4000, torch.Generator().manual_seed(1))
+    observed = torch.rand(drawn.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    network = MaskedNetwork(4, N_STATES).fit(drawn[:3500], epochs=30, lr=3e-3, progress=False)
+    exact = mixture.conditional(drawn[3500:], observed[3500:])
+    close = (network.conditional(drawn[3500:], observed[3500:]) - exact).abs().mean()
+    independent = IndependentCategorical(4, N_STATES).fit(drawn[:3500])
+    far = (independent.conditional(drawn[3500:], observed[3500:]) - exact).abs().mean()
+    assert float(close) < 0.02
+    assert float(close) < 0.3 * float(far)
+
+
+def test_masked_network_wants_labels_and_classes_together():
+    with pytest.raises(DataError, match="go together"):
+        MaskedNetwork(4, N_STATES).fit(X, Y, progress=False)
+    with pytest.raises(DataError, match="obs_level"):
+        MaskedNetwork(4, N_STATES, obs_level=1.0)
+    with pytest.raises(NotSupportedError, match="no class"):
+        MaskedNetwork(4, N_STATES).predict(X)

@@ -6,7 +6,12 @@ data look like. `DensityModel` says what every method of this wing does, and its
 exactly, within bounds, as an estimate, or not at all.
 """
 
-from paperback.density.baselines import CategoricalMixture, CategoricalRBM, IndependentCategorical
+from paperback.density.baselines import (
+    CategoricalMixture,
+    CategoricalRBM,
+    IndependentCategorical,
+    MaskedNetwork,
+)
 from paperback.density.interface import Capabilities, Classifying, DensityModel, Interval
 from paperback.density.monotone_dbm import MonotoneDBM
 
@@ -18,5 +23,6 @@ __all__ = [
     "DensityModel",
     "IndependentCategorical",
     "Interval",
+    "MaskedNetwork",
     "MonotoneDBM",
 ]

@@ -26,7 +26,12 @@ from torch import Tensor
 from paperback.compare.bench import Bench, Contender, Metric
 from paperback.data import Dataset, GreyBins, Split, TableBins, images, read
 from paperback.data.image_folder import list_images
-from paperback.density.baselines import CategoricalMixture, CategoricalRBM, IndependentCategorical
+from paperback.density.baselines import (
+    CategoricalMixture,
+    CategoricalRBM,
+    IndependentCategorical,
+    MaskedNetwork,
+)
 from paperback.density.interface import Classifying, DensityModel, Interval
 from paperback.errors import DataError
 from paperback.study.budget import Budget, for_budget
@@ -204,6 +209,10 @@ def _rbm(data: DensityData, budget: Budget, seed: int) -> DensityModel:
     return CategoricalRBM(len(data.n_states), data.n_states, n_hidden, data.n_classes, n_sweeps=n_sweeps)
 
 
+def _masked_network(data: DensityData, budget: Budget, seed: int) -> DensityModel:
+    return MaskedNetwork(len(data.n_states), data.n_states, data.n_classes, obs_level=OBSERVED)
+
+
 def _monotone_dbm(data: DensityData, budget: Budget, seed: int) -> DensityModel:
     from paperback.density.monotone_dbm import MonotoneDBM
 
@@ -219,6 +228,8 @@ def _training(name: str, budget: Budget, rows: int) -> dict[str, Any]:
     """Settings of `fit` that a budget changes."""
     if name == "rbm":
         return {"epochs": epochs_for(for_budget(budget, smoke=4, quick=500, standard=1200), rows, 100)}
+    if name == "masked-network":
+        return {"epochs": epochs_for(for_budget(budget, smoke=2, quick=300, standard=900), rows, 96)}
     if name == "monotone-dbm":
         return {"epochs": epochs_for(for_budget(budget, smoke=2, quick=150, standard=450), rows, 96)}
     return {}
@@ -373,6 +384,7 @@ BENCH = Bench(
         Contender("independent", "independent variables", "baseline", _always, _independent),
         Contender("mixture", "mixture (EM)", "baseline", _always, _mixture),
         Contender("rbm", "RBM (PCD, Gibbs)", "baseline", _always, _rbm),
+        Contender("masked-network", "network for random masks", "baseline", _always, _masked_network),
     ),
     load=load,
     evaluate=evaluate,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from paperback.density.interface import Capabilities, Classifying, DensityModel, Interval
-from paperback.density.monotone_dbm import likelihood
+from paperback.density.monotone_dbm import architectures, likelihood
 from paperback.density.monotone_dbm.hollow import Coupling, Engine, MonotoneHollow
 from paperback.density.monotone_dbm.mean_field import (
     SOLVERS,
@@ -22,7 +22,7 @@ from paperback.density.monotone_dbm.mean_field import (
     solve,
 )
 from paperback.density.monotone_dbm.objectives import ContrastiveLoss, imputation_loss
-from paperback.density.monotone_dbm.structure import Rows, Structure, Tier
+from paperback.density.monotone_dbm.structure import Rows, Structure
 from paperback.errors import DataError, NotSupportedError
 from paperback.numerics.fixed_point import Solution
 from paperback.numerics.spins import LogPartition
@@ -193,20 +193,8 @@ class MonotoneDBM(DensityModel, Classifying):
         Returns:
             The model.
         """
-        states = [n_states] * n_visible if isinstance(n_states, int) else list(n_states)
-        columns = sorted(
-            range(n_visible), key=lambda column: states[column]
-        )  # stable: equal numbers of states make a tier
-        kinds = sorted(set(states))
-        tiers = [Tier("visible", k, states.count(k)) for k in kinds]
-        tiers += [Tier("hidden", hidden[1], hidden[0])] if hidden else []
-        tiers += [Tier("class", n_classes, 1)] if n_classes else []
-        return cls(
-            [list(tier) for tier in tiers],
-            [[rows, [1] * len(tiers)]],
-            columns if len(kinds) > 1 else None,
-            **settings,
-        )
+        tiers, connections, columns = architectures.dense(n_visible, n_states, hidden, n_classes, rows)
+        return cls(tiers, connections, columns, **settings)
 
     @classmethod
     def conv(
@@ -236,21 +224,7 @@ class MonotoneDBM(DensityModel, Classifying):
         Raises:
             DataError: if a stride does not divide the image.
         """
-        channels, height, width = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
-        tiers = [Tier("visible", n_states, channels, height, width)]
-        for states, variables, stride in hidden:
-            if stride < 1 or height % stride or width % stride:
-                raise DataError(f"stride {stride} does not divide the image of {height}x{width}.")
-            tiers.append(Tier("hidden", states, variables, height // stride, width // stride))
-        spatial = len(tiers)
-        tiers += [Tier("class", n_classes, 1)] if n_classes else []
-        connections = []
-        for t in range(spatial):
-            kernels = [kernel if seen <= t else 0 for seen in range(len(tiers))]
-            connections.append([tiers[t].channels, kernels])
-        if n_classes:
-            connections.append([n_classes, [0] * (spatial - 1) + [1, 1]])
-        return cls([list(tier) for tier in tiers], connections, **settings)
+        return cls(*architectures.conv(image_shape, n_states, hidden, n_classes, kernel), **settings)
 
     @classmethod
     def for_data(

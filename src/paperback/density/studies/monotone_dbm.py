@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from paperback.density.baselines import CategoricalRBM, IndependentCategorical
+from paperback.density.baselines import CategoricalRBM, IndependentCategorical, MaskedNetwork
 from paperback.density.baselines.rbm import Inference
 from paperback.density.bench import DensityData, completion_scores, epochs_for, load
 from paperback.density.interface import DensityModel
@@ -23,7 +22,7 @@ from paperback.density.monotone_dbm.mean_field import MeanFieldProblem, Solver
 from paperback.numerics import enumeration
 from paperback.study import Run
 from paperback.study.figures import BASELINE, METHOD, PALETTE, TALL, WIDE, direct_labels, pixel_grid, style
-from paperback.training import generator, seeded, train
+from paperback.training import generator
 
 SEEDS = (0, 1)
 DIFFERENT = 0.05  # marginals that differ by more belong to two solutions
@@ -44,7 +43,7 @@ LABELS = {
     "gentle": "unrestricted, trained gently",
     "rbm": "RBM, mean field",
     "rbm gibbs": "RBM, Gibbs",
-    "mlp": "masked MLP",
+    "network": "network for random masks",
     "marginals": "marginals",
 }
 
@@ -82,7 +81,7 @@ class Models:
     machines: dict[str, MonotoneDBM]  # under the limits "tight" and "paper", and without: "none", "gentle"
     rbm: CategoricalRBM
     marginals: IndependentCategorical
-    mlp: MaskedMLP
+    network: MaskedNetwork
 
 
 @dataclass
@@ -159,54 +158,10 @@ def _fit(run: Run, data: DensityData, seed: int) -> Models:
             X, y, epochs=epochs_for(run.size(smoke=4, quick=420, standard=1250), len(X), 100), **quiet
         ),
         marginals=IndependentCategorical(n_variables, data.n_states).fit(X, progress=False),
-        mlp=_fit_mlp(
-            X,
-            y,
-            data,
-            epochs=epochs_for(run.size(smoke=2, quick=300, standard=900), len(X), batch_size),
-            **quiet,
+        network=MaskedNetwork(n_variables, data.n_states, data.n_classes).fit(
+            X, y, epochs=epochs_for(run.size(smoke=2, quick=300, standard=900), len(X), batch_size), **quiet
         ),
     )
-
-
-class MaskedMLP(nn.Module):
-    """The direct way: a network from the observed part to all states and the class, trained for random
-    masks.
-    """
-
-    def __init__(self, n_variables: int, n_states: int, n_classes: int, width: int = 256) -> None:
-        super().__init__()
-        self.shape = (n_variables, n_states)
-        self.body = nn.Sequential(
-            nn.Linear(n_variables * (n_states + 1), width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
-        self.states, self.classes = nn.Linear(width, n_variables * n_states), nn.Linear(width, n_classes)
-
-    def forward(self, X: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of all states ``(batch, variables, states)`` and of the class."""
-        known = F.one_hot(X, self.shape[1]) * observed[..., None]
-        hidden = self.body(torch.cat([known.flatten(1), observed], 1).float())
-        return self.states(hidden).unflatten(1, self.shape), self.classes(hidden)
-
-
-def _fit_mlp(
-    X: Tensor, y: Tensor | None, data: DensityData, epochs: int, seed: int, progress: bool
-) -> MaskedMLP:
-    def loss(model: MaskedMLP, batch: tuple[Tensor, ...], draws: torch.Generator) -> Tensor:
-        states, labels = batch
-        observed = torch.rand(states.shape, generator=draws) < 0.4
-        logits, classes = model(states, observed)
-        completion = F.cross_entropy(logits[~observed], states[~observed])
-        return completion + (F.cross_entropy(classes, labels) if y is not None else 0.0)
-
-    with seeded(seed, "mlp"):
-        model = MaskedMLP(X.shape[1], max(data.n_states), data.n_classes or 1)
-    labels = torch.zeros(len(X), dtype=torch.int64) if y is None else y
-    train(
-        model, loss, (X, labels), epochs=epochs, batch_size=96, lr=1e-3, schedule="cosine", seed=seed,
-        weight_decay=1e-2, optimizer="adamw", progress=progress, description="MLP",
-    )  # fmt: skip
-    return model
 
 
 # -- quality -------------------------------------------------------------------------------------------------
@@ -235,15 +190,15 @@ def _answers(run: Run, models: Models) -> dict[str, Answer]:
 
         return answer
 
-    @torch.no_grad()
-    def of_mlp(X: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
-        states, classes = models.mlp(X, observed)
-        return states.softmax(-1), classes.softmax(-1)
+    def of_network(X: Tensor, observed: Tensor) -> tuple[Tensor, Tensor | None]:
+        network = models.network
+        classes = network.predict_proba(X, observed) if network.n_classes else None
+        return network.conditional(X, observed), classes
 
     answers: dict[str, Answer] = {name: of_dbm(model) for name, model in models.machines.items()}
     answers["rbm"] = of_rbm(models.rbm, "meanfield", 2)
     answers["rbm gibbs"] = of_rbm(models.rbm, "gibbs", run.size(smoke=20, quick=200, standard=1000))
-    answers["mlp"] = of_mlp
+    answers["network"] = of_network
     answers["marginals"] = lambda X, observed: (models.marginals.conditional(X, observed), None)
     return answers
 
@@ -310,7 +265,7 @@ def _draw_fractions(run: Run, outcomes: list[Outcome]) -> None:
         "gentle": PALETTE[2],
         "rbm": BASELINE,
         "rbm gibbs": PALETTE[5],
-        "mlp": PALETTE[3],
+        "network": PALETTE[3],
     }
     measures = [("completion_nll", "nats per hidden pixel")]
     if outcomes[0].data.n_classes is not None:
