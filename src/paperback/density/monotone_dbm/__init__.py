@@ -31,8 +31,8 @@ the authors remains as
 """
 
 from paperback.density.monotone_dbm.hollow import ConvCoupling, DenseCoupling, MonotoneHollow
-from paperback.density.monotone_dbm.mean_field import MeanFieldProblem, NotConverged, solve
-from paperback.density.monotone_dbm.model import MeanField, MonotoneDBM
+from paperback.density.monotone_dbm.mean_field import MeanField, MeanFieldProblem, NotConverged, solve
+from paperback.density.monotone_dbm.model import MonotoneDBM
 from paperback.density.monotone_dbm.proximal import prox_entropy
 from paperback.density.monotone_dbm.structure import Rows, Structure, Tier
 

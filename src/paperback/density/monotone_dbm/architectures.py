@@ -23,7 +23,7 @@ def dense(
 ) -> tuple[Tiers, Connections, list[int] | None]:
     """Tiers without geometry and one row block that sees them all; see `MonotoneDBM.dense`.
 
-    Columns with the same number of states share a tier, so the third value says which column of X each visible
+    Columns with the same number of states share a tier. The third value says which column of X each visible
     variable holds; None where that is the order of X.
     """
     states = [n_states] * n_visible if isinstance(n_states, int) else list(n_states)

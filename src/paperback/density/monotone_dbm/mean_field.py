@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paperback.density.monotone_dbm.hollow import Coupling, DenseCoupling
@@ -144,6 +144,34 @@ class MeanFieldProblem:
     def residual(self, q: Tensor) -> Float[Tensor, " batch"]:
         """max |q - softmax(Phi q + b)| of each sample: 0 exactly at a fixed point."""
         return (q - self.update(q)).abs().amax(1)
+
+
+@dataclass(frozen=True)
+class MeanField:
+    """The answer of mean-field inference.
+
+    Attributes:
+        q: marginals of all variables, visible, hidden and class, as a flat vector ``(batch, N)``.
+        logits: Phi q + b ``(batch, N)``; q = softmax(logits) at the solution.
+        visible: marginals of the data variables ``(batch, n_variables, max_states)``; observed ones are
+            one-hot.
+        class_probabilities: ``(batch, n_classes)``, or None without a class tier.
+        steps: iterations that each sample took.
+        residual: max |q - softmax(Phi q + b)| over the free variables of each sample.
+        converged: whether the tolerance was reached.
+        free_energy: F(q), an upper bound on minus the log-partition function of the clamped model.
+        history: relative change after each iteration ``(steps, batch)``.
+    """
+
+    q: Float[Tensor, "batch N"]
+    logits: Float[Tensor, "batch N"]
+    visible: Float[Tensor, "batch variables states"]
+    class_probabilities: Float[Tensor, "batch classes"] | None
+    steps: Int[Tensor, " batch"]
+    residual: Float[Tensor, " batch"]
+    converged: Bool[Tensor, " batch"]
+    free_energy: Float[Tensor, " batch"]
+    history: Float[Tensor, "steps batch"]
 
 
 def solve(

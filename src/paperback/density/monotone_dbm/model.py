@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -16,6 +16,7 @@ from paperback.density.monotone_dbm import architectures, likelihood
 from paperback.density.monotone_dbm.hollow import Coupling, Engine, MonotoneHollow
 from paperback.density.monotone_dbm.mean_field import (
     SOLVERS,
+    MeanField,
     MeanFieldProblem,
     Solver,
     check_converged,
@@ -30,34 +31,6 @@ from paperback.training import train
 
 Margin = Literal["tight", "paper", "none"]
 TEST_TOL = 1e-5
-
-
-@dataclass(frozen=True)
-class MeanField:
-    """The answer of mean-field inference.
-
-    Attributes:
-        q: marginals of all variables, visible, hidden and class, as a flat vector ``(batch, N)``.
-        logits: Phi q + b ``(batch, N)``; q = softmax(logits) at the solution.
-        visible: marginals of the data variables ``(batch, n_variables, max_states)``; observed ones are
-            one-hot.
-        class_probabilities: ``(batch, n_classes)``, or None without a class tier.
-        steps: iterations that each sample took.
-        residual: max |q - softmax(Phi q + b)| over the free variables of each sample.
-        converged: whether the tolerance was reached.
-        free_energy: F(q), an upper bound on minus the log-partition function of the clamped model.
-        history: relative change after each iteration ``(steps, batch)``.
-    """
-
-    q: Float[Tensor, "batch N"]
-    logits: Float[Tensor, "batch N"]
-    visible: Float[Tensor, "batch variables states"]
-    class_probabilities: Float[Tensor, "batch classes"] | None
-    steps: Int[Tensor, " batch"]
-    residual: Float[Tensor, " batch"]
-    converged: Bool[Tensor, " batch"]
-    free_energy: Float[Tensor, " batch"]
-    history: Float[Tensor, "steps batch"]
 
 
 class MonotoneDBM(DensityModel, Classifying):
