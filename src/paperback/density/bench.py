@@ -6,8 +6,9 @@ equal terms with exact inference. Likelihood is reported in the form in which a 
 estimate, or as two bounds, each in a column of its own, since the middle of two bounds is the likelihood of
 nothing. Samples are judged by how well a classifier tells them from test rows.
 
-Images become 4 grey levels and are brought to at most 28 pixels a side, colour to grey; table columns become
-at most 8 bins. A target with classes is the class variable; a numeric target is one more column.
+Images become 4 grey levels and are brought to at most 28 pixels a side (14 on a quick budget), colour to
+grey; table columns become at most 8 bins. A target with classes is the class variable; a numeric target is
+one more column.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from paperback.training import seeded
 OBSERVED = 0.4  # part of each test row that is known
 GREY_LEVELS = 4
 TABLE_BINS = 8
-LONGEST_SIDE = 28  # pixels
+LONGEST_SIDE, LONGEST_SIDE_QUICK = 28, 14  # pixels
 LEAST_PROBABILITY = 1e-6  # of the true state, so that one impossible state does not decide a mean
 FEWEST_JUDGED, MOST_JUDGED = 10, 1000  # rows that the sample classifier is given of each kind
 
@@ -75,7 +76,7 @@ class DensityData:
 
 
 def load(
-    path: Path | None, target: str | None, budget: Budget, seed: int, longest_side: int = LONGEST_SIDE
+    path: Path | None, target: str | None, budget: Budget, seed: int, longest_side: int | None = None
 ) -> DensityData:
     """The digits of scikit-learn in 4 grey levels, or the user's data as discrete states.
 
@@ -84,7 +85,7 @@ def load(
         target: column of a table to predict.
         budget: larger budgets use more rows.
         seed: of the split and of the masks.
-        longest_side: larger images are brought to so many pixels.
+        longest_side: larger images are brought to so many pixels; 28, or 14 on a quick budget, if not given.
 
     Returns:
         The data.
@@ -95,7 +96,9 @@ def load(
     if path is None:
         dataset = images.digits(seed)
     elif path.is_dir() or path.suffix.lower() == ".npz":
-        dataset = _read_images(path, target, seed, longest_side)
+        quick, most = LONGEST_SIDE_QUICK, LONGEST_SIDE
+        side = longest_side or for_budget(budget, smoke=quick, quick=quick, standard=most)
+        dataset = _read_images(path, target, seed, side)
     else:
         dataset = read(path, target, seed=seed)
     dataset = _bounded(dataset, budget)

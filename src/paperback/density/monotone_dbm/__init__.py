@@ -8,7 +8,7 @@ observe, and name the class" for every pattern of observed variables.
     Phi = blkdiag(Ahat'Ahat) - Ahat'Ahat,  lmax(Phi) <= limit;      q <- prox^alpha_f((1 - alpha) q + alpha
     (Phi q + b)).
 
-Source: Feng, Sha, Li and Kolter, Monotone deep Boltzmann machines (TMLR 2023, arXiv 2307.04990); authors'
+Source: Feng, Winston and Kolter, Monotone deep Boltzmann machines (TMLR 2023, arXiv 2307.04990); authors'
     code locuslab/MonotoneDBM.
 
 What differs from the authors' code, and why:

@@ -65,7 +65,7 @@ class MonotoneDBM(DensityModel, Classifying):
     Raises:
         DataError: if an argument is out of range or the structure does not fit.
 
-    Source: Feng, Sha, Li, Kolter, Monotone deep Boltzmann machines (TMLR 2023).
+    Source: Feng, Winston and Kolter, Monotone deep Boltzmann machines (TMLR 2023).
     """
 
     order: Tensor
