@@ -241,11 +241,12 @@ def _report_quality(run: Run, outcomes: list[Outcome]) -> None:
                 )
         if run.data is None:
             run.note(
-                "The RBM here is much better than the paper's: it has the label among its visible units and was "
-                "tuned. On the validation part the monotone machine stayed between .79 and .80 with 200 and 400 "
-                "rows, 60 and 120 hidden variables, 32 and 64 epochs, learning rates from .004 to .01 and two "
-                "weights of the losses, so more of the same will not close the gap. The unrestricted machine, "
-                "trained gently, lies between the two, so the restriction explains a part of it only."
+                "The RBM here is much better than the paper's: it has the label among its visible units "
+                "and was tuned. On the validation part the monotone machine stayed between .79 and .80 "
+                "with 200 and 400 rows, 60 and 120 hidden variables, 32 and 64 epochs, learning rates "
+                "from .004 to .01 and two weights of the losses, so more of the same will not close the "
+                "gap. The unrestricted machine, trained gently, lies between the two, so the restriction "
+                "explains a part of it only."
             )
         run.claim(
             "classifies better than an RBM with mean field from the same pixels",
