@@ -223,6 +223,16 @@ def _monotone_dbm(data: DensityData, budget: Budget, seed: int) -> DensityModel:
         return MonotoneDBM.for_data(data.n_states, data.image_shape, data.n_classes)
 
 
+def _probabilistic_circuit(data: DensityData, budget: Budget, seed: int) -> DensityModel:
+    from paperback.density.probabilistic_circuit import ProbabilisticCircuit
+
+    return ProbabilisticCircuit(len(data.n_states), data.n_states)
+
+
+def _several_variables(data: DensityData) -> str | None:
+    return None if len(data.n_states) > 1 else "a tree needs at least two variables."
+
+
 def _always(data: DensityData) -> str | None:
     return None
 
@@ -233,6 +243,8 @@ def _training(name: str, budget: Budget, rows: int) -> dict[str, Any]:
         return {"epochs": epochs_for(for_budget(budget, smoke=4, quick=500, standard=1200), rows, 100)}
     if name == "masked-network":
         return {"epochs": epochs_for(for_budget(budget, smoke=2, quick=300, standard=900), rows, 96)}
+    if name == "probabilistic-circuit":
+        return {"epochs": epochs_for(for_budget(budget, smoke=2, quick=200, standard=500), rows, 256)}
     if name == "monotone-dbm":
         return {"epochs": epochs_for(for_budget(budget, smoke=2, quick=150, standard=450), rows, 96)}
     return {}
@@ -384,6 +396,13 @@ BENCH = Bench(
     ),
     contenders=(
         Contender("monotone-dbm", "monotone DBM", "method", _always, _monotone_dbm),
+        Contender(
+            "probabilistic-circuit",
+            "probabilistic circuit",
+            "method",
+            _several_variables,
+            _probabilistic_circuit,
+        ),
         Contender("independent", "independent variables", "baseline", _always, _independent),
         Contender("mixture", "mixture (EM)", "baseline", _always, _mixture),
         Contender("rbm", "RBM (PCD, Gibbs)", "baseline", _always, _rbm),
