@@ -124,10 +124,10 @@ def study(run: Run) -> None:
     run.figure("bars", _bars_figure(rows, bases), *_BARS_TEXT)
     _claims(run, rows, costs, bases)
     run.note(
-        "A fault of training through the layer (a correction could become hundreds of widths of a mode) was "
-        "seen in an earlier run of this study, on test rows of the houses, and mended since. The test rows of "
-        "the diamonds had been scored once before, so these numbers are not a first look. The gap to rejection "
-        "was among what the settings were chosen by."
+        "A fault of training through the layer (a correction could become hundreds of widths of a mode) "
+        "was seen in an earlier run of this study, on test rows of the houses, and mended since. The "
+        "test rows of the diamonds had been scored once before, so these numbers are not a first look. "
+        "The gap to rejection was among what the settings were chosen by."
     )
 
 
@@ -162,8 +162,8 @@ def _complying(frame: pd.DataFrame, rules: LinearConstraints) -> pd.DataFrame:
 
 def _fit(run: Run, base: str, task: Task, seed: int, encoding: Encoding) -> dict[str, ConstrainedTabular]:
     """A generator in its three modes; the plain one has the weights of the guarded one."""
-    # Chosen on validation rows of the diamonds, with usefulness, violations, the gap to rejection and detection
-    # in view together. A critic of single rows learns faster than one of packs when it is given so few steps.
+    # Chosen on validation rows of the diamonds, with usefulness, violations, the gap to rejection and
+    # detection in view together. A critic of single rows learns faster than one of packs in so few steps.
     epochs = {
         "vae": run.size(standard=200, smoke=2, quick=60, full=300),
         "gan": run.size(standard=60, smoke=2, full=300),
