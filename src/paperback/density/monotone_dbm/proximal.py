@@ -69,6 +69,7 @@ class _ProxEntropy(torch.autograd.Function):
         return weighted - w * mean, None, None
 
 
+@torch.compiler.disable  # a loop that ends when its values say so; compiled code calls it as it is
 @torch.no_grad()
 def solve_prox(v: Tensor, alpha: float, dim: int, start: Tensor | None = None) -> Tensor:
     """The values of `prox_entropy`, without a graph; on the CPU in chunks along the first dimension that fit
