@@ -170,6 +170,14 @@ def energy_training(side: int, seconds: float) -> None:
     steps, per_step = steps_for(ours, seconds, 200)
     model = ours(steps)
     line("paperback", model.network, per_step, steps, f"{-float(model.log_prob(rows).mean()):.3f}")
+    half = ours(steps // 2)
+    line(
+        "paperback, half the seconds",
+        half.network,
+        per_step,
+        steps // 2,
+        f"{-float(half.log_prob(rows).mean()):.3f}",
+    )
 
     authors, plain_step, steps = train_authors(n, f, seconds)
     with torch.no_grad():

@@ -89,10 +89,11 @@ def test_a_folder_of_large_colour_images_becomes_small_and_grey(tmp_path, labell
         height = 70 if i else 84  # the first decides the shape
         Image.fromarray(rng.integers(0, 255, (height, 56, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
     data = BENCH.load(tmp_path / "photos", None, "quick", 0)
-    assert max(data.image_shape) == 28
+    assert max(data.image_shape) == 14
     assert data.n_classes == (2 if labelled else None)
     assert data.n_states == (4,) * (data.image_shape[0] * data.image_shape[1])
-    assert any("were brought to 28x" in note for note in data.dataset.notes)
+    assert any("were brought to 14x" in note for note in data.dataset.notes)
+    assert max(BENCH.load(tmp_path / "photos", None, "standard", 0).image_shape) == 28
 
 
 def test_binary_images_keep_two_levels(tmp_path):

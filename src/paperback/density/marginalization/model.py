@@ -1,5 +1,4 @@
-"""The marginalization model as a density model: queries, sampling, and training from data or from an
-energy."""
+"""The marginalization model as a density model: queries, samples, training from data or an energy."""
 
 from __future__ import annotations
 
@@ -38,11 +37,7 @@ from paperback.density.marginalization.orders import (
     fixed_orders,
     ordered_log_prob,
 )
-from paperback.density.marginalization.partition import (
-    ORDER_SEED,
-    PartitionEstimator,
-    estimate_log_partition,
-)
+from paperback.density.marginalization.partition import ORDER_SEED, PartitionEstimator, estimate_log_partition
 from paperback.errors import DataError, NotSupportedError
 from paperback.numerics.spins import LogPartition
 from paperback.training import seeded
@@ -54,8 +49,7 @@ INCONSISTENT = 0.5  # nats^2: above this the marginals are not to be trusted, an
 
 
 class InconsistentMarginals(UserWarning):
-    """The two heads of a marginalization model disagree, so that its marginals are not those of one
-    distribution."""
+    """The two heads of a model disagree, so that its marginals are not those of one distribution."""
 
 
 class MarginalizationModel(DensityModel):
@@ -311,9 +305,8 @@ class MarginalizationModel(DensityModel):
         arrival = arrival_times(order, len(states), self.n_variables, generator)
         if by == "conditionals":
             return complete_in_order(self.network, states, observed, arrival, generator, block)
-        return complete_by_marginals(
-            self.network.log_marginal, states, observed, arrival, generator, self.valid, block
-        )
+        m = self.network.log_marginal
+        return complete_by_marginals(m, states, observed, arrival, generator, self.valid, block)
 
     def _source(self, generator: torch.Generator | None) -> torch.Generator:
         return generator if generator is not None else torch.Generator(self.valid.device).manual_seed(0)
@@ -339,8 +332,7 @@ class MarginalizationModel(DensityModel):
         patience: int | None = None,
         **training: Any,
     ) -> Self:
-        """Maximum likelihood in two stages: the conditionals on random orders, then the marginal head on
-        self-consistency.
+        """Maximum likelihood in two stages: conditionals on random orders, marginals by self-consistency.
 
         Args:
             X: complete states ``(batch, *event)``.
@@ -400,9 +392,8 @@ class MarginalizationModel(DensityModel):
     def _note_consistency(self, rows: Int[Tensor, "batch variables"], seed: int) -> None:
         """Measure `consistency` on rows and on fresh samples, in the mixture that training aims at."""
         generator = torch.Generator(rows.device).manual_seed(seed)
-        samples = self.sample(
-            min(len(rows), 512), generator, block=math.ceil(self.n_variables / REFILL_CALLS)
-        )
+        block = math.ceil(self.n_variables / REFILL_CALLS)
+        samples = self.sample(min(len(rows), 512), generator, block=block)
         on_rows = self.consistency_error(rows, generator=generator)
         on_samples = self.consistency_error(samples, generator=generator)
         self.consistency.fill_(self.q_mix * on_rows + (1.0 - self.q_mix) * on_samples)
@@ -427,8 +418,7 @@ class MarginalizationModel(DensityModel):
         progress: bool = True,
         **training: Any,
     ) -> Self:
-        """Train towards p(x) = exp f(x) / Z, without data. A step costs the same number of network calls
-        whatever D is.
+        """Train towards p(x) = exp f(x) / Z, without data, with as many network calls a step whatever D is.
 
         Args:
             f: states ``(batch, variables)`` int64 to log-weights ``(batch,)``, finite; see `energies`.

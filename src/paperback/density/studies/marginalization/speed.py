@@ -90,6 +90,7 @@ def report_speed(run: Run, outcomes: list[Large]) -> None:
     with style():
         figure = Figure(figsize=WIDE)
         axes = figure.subplots()
+        axes.margins(y=0.15)  # room for the numbers below the lower line
         axes.loglog(sizes, [first.speed[d][1] for d in sizes], "o-", color=BASELINE, label="along one order")
         axes.loglog(sizes, [first.speed[d][2] for d in sizes], "o-", color=METHOD, label="one call")
         for d in sizes:
