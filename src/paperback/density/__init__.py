@@ -12,17 +12,25 @@ from paperback.density.baselines import (
     IndependentCategorical,
     MaskedNetwork,
 )
+from paperback.density.constrained_tabular import ConstrainedTabular, LinearConstraints
 from paperback.density.interface import Capabilities, Classifying, DensityModel, Interval
+from paperback.density.marginalization import MarginalizationModel
 from paperback.density.monotone_dbm import MonotoneDBM
+from paperback.density.probabilistic_circuit import PCCompressor, ProbabilisticCircuit
 
 __all__ = [
     "Capabilities",
     "CategoricalMixture",
     "CategoricalRBM",
     "Classifying",
+    "ConstrainedTabular",
     "DensityModel",
     "IndependentCategorical",
     "Interval",
+    "LinearConstraints",
+    "MarginalizationModel",
     "MaskedNetwork",
     "MonotoneDBM",
+    "PCCompressor",
+    "ProbabilisticCircuit",
 ]
