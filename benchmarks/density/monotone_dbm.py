@@ -36,7 +36,7 @@ from paperback.density.monotone_dbm.structure import padding
 
 TIERS = [("visible", 20, 1, 28, 28), ("hidden", 4, 10, 14, 14), ("hidden", 4, 20, 7, 7), ("class", 10, 1)]
 CONNECTIONS = [(20, (3, 0, 0, 0)), (40, (3, 3, 0, 0)), (80, (3, 3, 3, 0)), (10, (0, 0, 1, 1))]
-BATCH, TOLERANCE = 128, 1e-3
+BATCH, TOLERANCE, SAME_ANSWER = 128, 1e-3, 1e-3
 ALPHA = 0.125  # the authors' default; their rule of halving it while that saves steps keeps it here
 
 
@@ -245,16 +245,19 @@ def image_model(steps: int, seed: int = 0) -> tuple[MonotoneDBM, Tensor, Tensor]
 
 @torch.no_grad()
 def bench_solve(train_steps: int, repeats: int) -> None:
-    """Both stop at a relative change of the undamped map of 1e-3; ours measures it in logits, theirs in q."""
+    """Both stop at a relative change of the undamped map of 1e-3; ours measures it in logits, theirs in q.
+    Where the answers then differ by more than 1e-3, theirs goes on, with the loosest tolerance that suffices.
+    """
     for steps in (0, train_steps):
         model, batch, observed = image_model(steps)
         problem = model.problem_of(batch, observed)
         transcription = TranscribedSolver(model, problem)
+        ours = solve(problem, "auto", tol=TOLERANCE)
         tolerance = ALPHA * TOLERANCE  # a damped step changes q by alpha times as much
-        ours, (theirs, their_steps) = (
-            solve(problem, "auto", tol=TOLERANCE),
-            transcription.solve(ALPHA, tolerance),
-        )
+        theirs, their_steps = transcription.solve(ALPHA, tolerance)
+        while float((theirs - ours.x).abs().max()) > SAME_ANSWER:
+            tolerance *= 0.8
+            theirs, their_steps = transcription.solve(ALPHA, tolerance)
         exact = solve(problem, "anderson", tol=1e-6).x
         our_seconds = seconds(partial(solve, problem, "auto", tol=TOLERANCE), repeats)
         their_seconds = seconds(partial(transcription.solve, ALPHA, tolerance), max(1, repeats // 2))
