@@ -25,14 +25,14 @@ test: lint
 	$(BIN)/pytest --numprocesses 2
 
 lint:
-	@tools/setup dev,ray
+	@tools/setup dev,llm,ray
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 bench:
-	@tools/setup dev,ray,peers
+	@tools/setup dev,llm,ray,peers
 	@for script in $$(find benchmarks -name '*.py' | sort); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 verify:

@@ -39,8 +39,8 @@ def test_study_resolves_and_takes_a_run(method):
 @CHECKOUT
 def test_its_tests_are_there(method):
     name = method.module.rpartition(".")[2]
-    places = [ROOT / "tests" / method.task / f"test_{name}.py", ROOT / "tests" / method.task / f"test_{name}"]
-    assert any(place.exists() for place in places)
+    folder = ROOT / "tests" / method.task
+    assert any((folder / place).exists() for place in (f"test_{name}.py", f"test_{name}", name))
 
 
 @WALK

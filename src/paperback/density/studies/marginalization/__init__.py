@@ -7,7 +7,7 @@ from paperback.density.studies.marginalization.rows import report_rows, train_on
 from paperback.density.studies.marginalization.speed import report_speed, train_on_images
 from paperback.study import Run
 
-SEEDS = (0, 1)
+SEEDS = (2, 3)  # 0 and 1 were seen while the study was made
 
 
 def study(run: Run) -> None:
@@ -29,8 +29,8 @@ def study(run: Run) -> None:
         large = [train_on_images(run, seed) for seed in run.track(run.seeds, "images")]
         report_speed(run, large)
     run.note(
-        "Six bars were set here, not beforehand: those against the ARM, Spearman on subsets of digits, "
-        "growth of the speed-up, and the quality at 784 pixels. The claim on the conditionals was added, and "
-        "the epochs at 784 pixels were raised, after a quick run had read the test part."
+        "Six bars are not the sheet's but set here: those against the ARM, Spearman on subsets of digits, "
+        "growth of the speed-up, and the quality at 784 pixels. They and the settings were frozen after runs "
+        "with seeds 0 and 1; the seeds and the test images of this record are others."
     )
     run.model("model", digits[0].model)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperback.density.interface import DensityModel
 from paperback.density.marginalization import MarginalizationModel
+from paperback.training import History
 
 
 def log_prob(model: DensityModel, X: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -36,3 +37,27 @@ def speed_up(model: MarginalizationModel, rows: Tensor) -> tuple[float, float, f
     head = seconds(lambda: model.log_prob(rows))
     along = seconds(lambda: model.log_prob(rows, exact=True, n_orders=1))
     return along / head, 1e3 * along / len(rows), 1e3 * head / len(rows)
+
+
+class TrainingClock:
+    """A callback of `train` that notes the processor's seconds of each round, without what it reads itself.
+
+    Not those of the wall, so that two models get the same share also where the machine has other work.
+
+    Args:
+        read: called after each round with the model and the history; its time does not count.
+
+    Attributes:
+        seconds: of each round.
+    """
+
+    def __init__(self, read: Callable[[nn.Module, History], None] | None = None) -> None:
+        self.seconds: list[float] = []
+        self._read = read
+        self._since = time.process_time()
+
+    def __call__(self, epoch: int, model: nn.Module, history: History) -> None:
+        self.seconds.append(time.process_time() - self._since)
+        if self._read is not None:
+            self._read(model, history)
+        self._since = time.process_time()

@@ -15,11 +15,15 @@ from scipy.stats import pearsonr
 from torch import Tensor
 
 from paperback.density.marginalization import AnyOrderARM, IsingEnergy, MarginalizationModel
-from paperback.density.studies.marginalization.answers import log_prob
+from paperback.density.marginalization.objectives import Objective
+from paperback.density.studies.marginalization.answers import TrainingClock, log_prob
 from paperback.numerics.enumeration import joint_states, kl_divergence
 from paperback.numerics.spins import colour, gibbs_sweep, ising_to_potts
 from paperback.study import Run
 from paperback.study.figures import BASELINE, METHOD, REFERENCE, WIDE, direct_labels, style
+from paperback.training import History
+
+ARM_STEPS_PER_ROUND = 10
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Lattice:
     curve: dict[str, tuple[list[float], list[float]]]  # model -> seconds, divergence
     mean_field: float
     log_z: float
-    seconds_per_step: dict[str, float]
+    cost: list[dict[str, str | float]]  # of training either model, in seconds of the processor
 
 
 def _sum_out(side: int, sigma: float, bias: float, n_queries: int, seed: int) -> Truth:
@@ -75,7 +79,7 @@ def _sum_out(side: int, sigma: float, bias: float, n_queries: int, seed: int) ->
     )
 
 
-def _head_divergence(model: MarginalizationModel, truth: Truth) -> tuple[float, float]:
+def _head_divergence(model: Any, truth: Truth) -> tuple[float, float]:
     """KL(normalised head || p), and the log of the sum of the head's probabilities."""
     log_q = model.log_prob(truth.states).double()
     return float(kl_divergence(log_q.log_softmax(0), truth.log_p)), float(log_q.logsumexp(0))
@@ -84,96 +88,97 @@ def _head_divergence(model: MarginalizationModel, truth: Truth) -> tuple[float, 
 def train_on_lattice(run: Run, seed: int) -> Lattice:
     side, n_queries = run.size(smoke=3, standard=4), run.size(smoke=40, standard=200)
     truth = _sum_out(side, 0.15, 0.0, n_queries, seed)
-    curve: list[float] = []
-    seconds: list[float] = []
-    model, took = _lattice_model(run, truth, seed, "kl", curve, seconds)
-    arm, arm_curve, arm_step = _rival(run, truth, seed, sum(seconds))
+    divergence: list[float] = []
+    clock = TrainingClock(lambda model, history: divergence.append(_head_divergence(model.eval(), truth)[0]))
+    model = _lattice_model(run, truth, seed, "kl", clock)
+    arm, arm_clock, arm_divergence = _rival(run, truth, seed, sum(clock.seconds))
     scores = {"KL objective": _lattice_scores(model, truth)}
     if seed == run.seed and run.size(smoke=True, quick=False, standard=True):
-        scores["FM objective"] = _lattice_scores(_lattice_model(run, truth, seed, "fm")[0], truth)
+        scores["FM objective"] = _lattice_scores(_lattice_model(run, truth, seed, "fm"), truth)
         easy = _sum_out(side, 0.1, 0.2, n_queries, seed)
         scores["KL objective, sigma .1, bias .2"] = _lattice_scores(
-            _lattice_model(run, easy, seed, "kl")[0], easy
+            _lattice_model(run, easy, seed, "kl"), easy
         )
         scores["product of true marginals, sigma .1, bias .2"] = _marginal_errors(easy.by_product, easy)
     scores["any-order ARM, equal seconds"] = _rival_scores(arm, truth)
     scores["product of true marginals"] = _marginal_errors(truth.by_product, truth)
-    scores["Gibbs sampler, equal seconds"] = _gibbs_moments(truth, sum(seconds), seed)
-    log_z = model.log_partition(run.size(smoke=200, standard=2000))
+    scores["Gibbs sampler, equal seconds"] = _gibbs_moments(truth, sum(clock.seconds), seed)
     return Lattice(
         truth=truth,
         scores=scores,
         predicted=model.log_prob(truth.rows, truth.observed).double(),
-        curve={"marginalization model": (list(np.cumsum(seconds)), curve), "any-order ARM": arm_curve},
+        curve={
+            "marginalization model": (list(np.cumsum(clock.seconds)), divergence),
+            "any-order ARM": (list(np.cumsum(arm_clock.seconds)), arm_divergence),
+        },
         mean_field=_mean_field_divergence(truth),
-        log_z=log_z.value,
-        seconds_per_step={"marginalization model": took, "any-order ARM": arm_step},
+        log_z=model.log_partition(run.size(smoke=200, standard=2000)).value,
+        cost=[
+            _cost("marginalization model", clock, _steps_per_round(run)),
+            _cost("any-order ARM", arm_clock, ARM_STEPS_PER_ROUND),
+        ],
     )
+
+
+def _steps_per_round(run: Run) -> int:
+    return run.size(smoke=20, standard=100)
+
+
+def _cost(name: str, clock: TrainingClock, steps_per_round: int) -> dict[str, str | float]:
+    return {
+        "model": name,
+        "seconds per step": float(np.median(clock.seconds)) / steps_per_round,
+        "steps": len(clock.seconds) * steps_per_round,
+        "seconds": sum(clock.seconds),
+    }
 
 
 def _lattice_model(
-    run: Run,
-    truth: Truth,
-    seed: int,
-    objective: str,
-    curve: list[float] | None = None,
-    seconds: list[float] | None = None,
-) -> tuple[MarginalizationModel, float]:
-    """Train on the energy; note KL and seconds after each round, if lists are given. Seconds per step,
-    too."""
-    steps = run.size(smoke=40, quick=1200, standard=2400)
-    per_round = run.size(smoke=20, standard=100)
-    took: list[float] = []
-
-    def note(epoch: int, module: torch.nn.Module, history: object) -> None:
-        took.append(history.seconds[-1])  # type: ignore[attr-defined]
-        if curve is not None and seconds is not None:
-            module.eval()
-            curve.append(_head_divergence(model, truth)[0])
-            seconds.append(took[-1])
-
+    run: Run, truth: Truth, seed: int, objective: Objective, clock: TrainingClock | None = None
+) -> MarginalizationModel:
+    """Train on the energy."""
     model = MarginalizationModel(truth.states.shape[1], 2, hidden=192, n_blocks=2, seed=seed)
-    model.fit_energy(
+    return model.fit_energy(
         truth.energy,
-        steps=steps,
-        objective=objective,  # type: ignore[arg-type]
+        steps=run.size(smoke=40, quick=1200, standard=2400),
+        objective=objective,
         alpha=4.0 if objective == "kl" else 1.0,
         batch_size=192,
         lr=1e-3,
-        refill_every=per_round,
+        refill_every=_steps_per_round(run),
         seed=seed,
         progress=run.progress,
-        callbacks=[note],
+        callbacks=[] if clock is None else [clock],
     )
-    return model, float(np.median(took)) / per_round
 
 
 def _rival(
     run: Run, truth: Truth, seed: int, seconds: float
-) -> tuple[AnyOrderARM, tuple[list[float], list[float]], float]:
+) -> tuple[AnyOrderARM, TrainingClock, list[float]]:
     """The autoregressive model with the same trunk, trained on the energy for as many seconds."""
+    settings: dict[str, Any] = {
+        "batch_size": 192,
+        "lr": 1e-3,
+        "seed": seed,
+        "progress": run.progress,
+        "steps_per_epoch": ARM_STEPS_PER_ROUND,
+    }
 
     def build() -> AnyOrderARM:
         return AnyOrderARM(truth.states.shape[1], 2, hidden=192, n_blocks=2, n_orders=1, seed=seed)
 
-    settings: dict[str, Any] = {"batch_size": 192, "lr": 1e-3, "seed": seed, "progress": run.progress}
-    pilot: list[float] = []
-    build().fit_energy(
-        truth.energy,
-        steps=20,
-        steps_per_epoch=10,
-        callbacks=[lambda epoch, model, history: pilot.append(history.seconds[-1] / 10)],
-        **settings,
-    )
-    steps = max(10, int(seconds / min(pilot)))
-    noted: list[tuple[float, float]] = []
+    pilot = TrainingClock()
+    build().fit_energy(truth.energy, steps=4 * ARM_STEPS_PER_ROUND, callbacks=[pilot], **settings)
+    steps = max(1, round(seconds / float(np.median(pilot.seconds)))) * ARM_STEPS_PER_ROUND
+    divergence: list[float] = []
 
-    def note(epoch: int, model: torch.nn.Module, history: object) -> None:
+    def note(model: torch.nn.Module, history: History) -> None:
         # The mean log ratio on the model's own samples is minus log Z plus the divergence, without bias.
-        noted.append((sum(history.seconds), history.terms["log_ratio"][-1] + truth.log_z))  # type: ignore[attr-defined]
+        divergence.append(history.terms["log_ratio"][-1] + truth.log_z)
 
-    arm = build().fit_energy(truth.energy, steps=steps, callbacks=[note], **settings)
-    return arm, ([s for s, _ in noted], [kl for _, kl in noted]), min(pilot)
+    clock = TrainingClock(note)
+    arm = build().fit_energy(truth.energy, steps=steps, callbacks=[clock], **settings)
+    return arm, clock, divergence
 
 
 def _marginal_errors(predicted: Tensor, truth: Truth) -> dict[str, float]:
@@ -260,8 +265,8 @@ def report_lattice(run: Run, lattices: list[Lattice]) -> None:
         caption="Ising lattice, sigma .15 without field where nothing else is said; first seed. KL(q || p) "
         "and log marginals of random subsets in nats, against exact enumeration.",
     )
-    run.table("steps", [{"model": k, "seconds per step": v} for k, v in first.seconds_per_step.items()],
-              caption="Training on the energy with equal batches.")  # fmt: skip
+    run.table("steps", first.cost, caption="Training on the energy with equal batches, in seconds of the "
+              "processor; first seed.")  # fmt: skip
     energy = "close to the any-order ARM in KL, D-fold cheaper"
 
     def each(measure: str) -> list[float]:
@@ -306,7 +311,7 @@ def report_lattice(run: Run, lattices: list[Lattice]) -> None:
         for (name, (seconds, divergence)), shade in zip(first.curve.items(), (METHOD, BASELINE), strict=True):
             right.semilogy(seconds, np.maximum(divergence, 1e-3), color=shade, label=name)
         right.axhline(first.mean_field, color=REFERENCE, linewidth=1)
-        right.set(xlabel="seconds of training", title="KL to the target, nats")
+        right.set(xlabel="seconds of training (processor)", title="KL to the target, nats")
         direct_labels(right)
     run.figure(
         "lattice",

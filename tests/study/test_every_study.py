@@ -1,4 +1,4 @@
-"""Each study of this wing once, at its smallest, through the same door as `paperback run`."""
+"""Each study in the catalogue once, at its smallest, through the same door as `paperback run`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from paperback import catalogue
 from paperback.study import run_study
 
-STUDIES = [method.slug for method in catalogue.search(task="density") if method.study]
+STUDIES = [method.slug for method in catalogue.methods() if method.study]
 
 
 @pytest.mark.parametrize("slug", STUDIES)
