@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from fake_bench import HEALTHY
 
-from paperback.compare.worker import checked_metrics, one_sentence
+from paperback.compare.worker import checked_metrics
+from paperback.study.wording import one_sentence
 from paperback.errors import DataError, PaperbackError
 
 FULL = {"fit_seconds": 1, "loss": np.float32(0.5), "accuracy": None, "size": 10.0}

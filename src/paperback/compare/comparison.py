@@ -24,11 +24,12 @@ from paperback.compare.job import Job, Result, content_hash, fingerprint, read_r
 from paperback.compare.leaderboard import DataNote, Leaderboard, Row, build_rows, note_on, write_tables
 from paperback.compare.runner import Limits
 from paperback.compare.terminal import Display, print_estimate, print_leaderboard
-from paperback.compare.worker import load_data, one_sentence
+from paperback.compare.worker import load_data
 from paperback.errors import DataError, PaperbackError
 from paperback.study.budget import Budget, check_budget, for_budget
 from paperback.study.environment import describe_environment
 from paperback.study.finding import Environment
+from paperback.study.wording import one_sentence
 
 GIGABYTE = 1_000_000_000
 SPECIFICATION = "comparison.json"

@@ -8,9 +8,7 @@ process. A plain task with no retries costs that job only.
 
 from __future__ import annotations
 
-import logging
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -26,10 +24,10 @@ from joblib import cpu_count
 
 from paperback.compare.job import Job, Result, write_json
 from paperback.compare.runner import POLL_SECONDS, Limits, Stopped, run_job
-from paperback.compare.worker import one_sentence
-from paperback.errors import MissingExtraError, PaperbackError
+from paperback.errors import PaperbackError
+from paperback.study.ray_cluster import ray_cluster
+from paperback.study.wording import one_sentence
 
-CONNECT_SECONDS = 10.0
 Execute = Callable[[Job, Path, threading.Event], Result]
 
 
@@ -70,7 +68,7 @@ def open_engine(name: str, jobs: int | None, limits: Limits) -> Iterator[Engine]
         shared = replace(limits, side_by_side=jobs, threads=max(1, cpu_count() // jobs))
         yield Engine(lambda job, folder, stop: run_job(job, folder, shared, stop), jobs)
     elif kind == "ray":
-        with _ray_cluster(address) as ray:
+        with ray_cluster(address) as ray:
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             jobs = jobs or cpus
             task = ray.remote(num_cpus=1, max_retries=0)(run_job_by_value)
@@ -110,38 +108,6 @@ def run_all(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _ray_cluster(address: str) -> Iterator[ModuleType]:
-    """The ray module, connected; a connection that was there before is used and left."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError('the engine "ray" needs Ray; install paperback[ray].') from error
-    if ray.is_initialized():
-        yield ray
-        return
-    _check_address(address)
-    try:
-        ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PaperbackError(f"Ray could not be started or reached ({one_sentence(error)})") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would end this process without an exception."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
-        return  # "", "auto", "local": Ray looks for itself
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise PaperbackError(f"there is no Ray cluster at {address} ({error}); check the address.") from error
 
 
 def run_job_by_value(job: Job, limits: Limits, search_path: Sequence[str]) -> tuple[Result, dict[str, bytes]]:

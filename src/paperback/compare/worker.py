@@ -25,6 +25,7 @@ from paperback.compare.job import Job, Result, read_job, write_json
 from paperback.errors import PaperbackError
 from paperback.study.budget import check_budget
 from paperback.study.measure import peak_memory
+from paperback.study.wording import one_sentence
 
 SPLIT_SEED = 0  # the data are split the same way for every job, so that seeds differ in the fit alone
 
@@ -112,14 +113,6 @@ def _find_artefact(out: Path) -> str | None:
         if (folder / "config.json").is_file():
             return folder.relative_to(out.parent).as_posix()
     return out.name if any(out.iterdir()) else None
-
-
-def one_sentence(error: BaseException) -> str:
-    """What an exception says, on one line; the class is named unless the message was written for a user."""
-    message = " ".join(str(error).split())
-    if not isinstance(error, PaperbackError) or not message:
-        message = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return message if len(message) <= 300 else f"{message[:299]}…"
 
 
 def _die_with_parent() -> None:

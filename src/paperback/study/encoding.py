@@ -13,6 +13,7 @@ import os
 import types
 import uuid
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,7 +42,8 @@ def decode(kind: Any, value: Json, place: str) -> Any:
     """The inverse of `encode`: a value of the type `kind`.
 
     Args:
-        kind: a data class, a scalar type, or a tuple, dictionary, union or Literal of such.
+        kind: a data class, a scalar type, or a tuple, dictionary, union or Literal of such; Any takes what is
+            there.
         value: what the JSON file has there.
         place: where that is, for the message.
 
@@ -51,6 +53,8 @@ def decode(kind: Any, value: Json, place: str) -> Any:
     Raises:
         ArtefactError: if the value is not of that type; the message names the place.
     """
+    if kind is Any:
+        return value
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         return _decode_object(kind, value, place)
@@ -81,15 +85,21 @@ def decode(kind: Any, value: Json, place: str) -> Any:
 def _decode_object(kind: type, value: Json, place: str) -> Any:
     if not isinstance(value, dict):
         raise ArtefactError(f"{place} is a {type(value).__name__} where an object belongs.")
-    stored = [f for f in fields(kind) if not f.metadata.get("local")]
-    names = {f.name for f in stored}
-    required = {f.name for f in stored if f.default is MISSING and f.default_factory is MISSING}
+    hints, required = _stored_fields(kind)
     if missing := sorted(required - value.keys()):
         raise ArtefactError(f"{place} lacks {', '.join(missing)}.")
-    if foreign := sorted(value.keys() - names):
+    if foreign := sorted(value.keys() - hints.keys()):
         raise ArtefactError(f"{place} has unknown entries: {', '.join(foreign)}.")
-    hints = get_type_hints(kind)
     return kind(**{name: decode(hints[name], item, f"{place}.{name}") for name, item in value.items()})
+
+
+@cache
+def _stored_fields(kind: type) -> tuple[dict[str, Any], frozenset[str]]:
+    """The types of a data class's stored fields, and which of them have no default."""
+    stored = [f for f in fields(kind) if not f.metadata.get("local")]
+    hints = get_type_hints(kind)
+    required = (f.name for f in stored if f.default is MISSING and f.default_factory is MISSING)
+    return {f.name: hints[f.name] for f in stored}, frozenset(required)
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Json, place: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from paperback.errors import PaperbackError
 from paperback.study.claim import Claim
 from paperback.study.finding import Cell
 
@@ -162,3 +163,11 @@ def _plain(value: float, unit: str) -> str:
     """A bar as its author wrote it: no padding with zeros."""
     text = f"{value:,.10g}".replace("-", "−") if abs(value) >= 1e-4 or value == 0 else number(value)
     return f"{text}{_NO_BREAK}{unit}" if unit else text
+
+
+def one_sentence(error: BaseException) -> str:
+    """What an exception says, on one line; the class is named unless the message was written for a user."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, PaperbackError) or not message:
+        message = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return message if len(message) <= 300 else f"{message[:299]}…"

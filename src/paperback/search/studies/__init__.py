@@ -1,0 +1,1 @@
+"""The studies of this wing, one module a method."""
