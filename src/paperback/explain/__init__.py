@@ -1,0 +1,9 @@
+"""Classifiers whose decisions can be read, changed and, for some, guaranteed.
+
+Every method is a scikit-learn classifier with `explain`: contributions of named parts that add up to each
+class's score.
+"""
+
+from paperback.explain.interface import ExplainableClassifier, Explanation
+
+__all__ = ["ExplainableClassifier", "Explanation"]
