@@ -78,7 +78,7 @@ def test_what_goes_wrong_is_a_row_with_its_reason(tmp_path):
     crashed = "its last words are in log.txt."
     assert status == {
         "plain": ("done", ""),
-        "no-primary": ("done", ""),
+        "no-primary": ("done", 'no rank: "loss" is not measured.'),
         "raises": ("failed", "ValueError: the matrix is singular"),
         "kills-itself": (
             "failed",

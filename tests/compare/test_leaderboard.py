@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from fake_bench import METRICS
 from scipy import stats
 
 from paperback.compare.leaderboard import note_on, rank, to_csv, write_tables
+from paperback.compare.words import without_rank_text
 from paperback.data.dataset import Dataset, Split
 
 
@@ -28,6 +30,18 @@ def test_five_seeds_have_a_t_interval(make_row):
     spread = make_row("a", *values).metrics["loss"]
     expected = stats.t.interval(0.95, 4, loc=0.32, scale=stats.sem(values))
     assert (spread.low, spread.high) == pytest.approx(expected)
+
+
+def test_what_is_not_measured_in_the_primary_metric_has_no_rank_and_says_so(make_board, make_row):
+    other = make_row("other", 0.0)
+    other = replace(other, metrics=other.metrics | {"loss": None})
+    board = make_board([other, make_row("a", 0.4), make_row("b", "it hung.")])
+    assert [(row.contender, row.rank) for row in board.rows] == [("a", 1), ("other", None), ("b", None)]
+    assert board.without_rank == (board.rows[1],)
+    assert board.rows[1].reason == 'no rank: "loss" is not measured.'
+    assert [metric.name for metric in board.of_unranked] == ["size"]
+    assert without_rank_text(board) == 'Not measured in "loss", and so without a rank: other.'
+    assert without_rank_text(make_board([make_row("a", 0.4)])) == ""
 
 
 def test_rows_are_sorted_by_the_primary_metric_and_equals_share_a_rank(make_row):

@@ -7,6 +7,7 @@ import torch
 
 from paperback.density.baselines import CategoricalMixture, IndependentCategorical
 from paperback.density.baselines.gaussian_copula import GaussianCopula
+from paperback.density.baselines.training_rows import TrainingRows
 from paperback.density.binned import BinnedGenerator
 from paperback.density.constrained_tabular import LinearConstraints, guard
 from paperback.density.interface import TabularGenerator
@@ -48,17 +49,54 @@ def test_a_mixture_on_bins_is_harder_to_tell_from_real_rows_than_independent_col
     def independent(states):
         return IndependentCategorical(len(states), states)
 
-    bins = BinnedGenerator(mixture).fit(table(), progress=False).bins
-    real = bins.inverse_transform(bins.transform(table(seed=1)))
     scores = []
     for build in (mixture, independent):
-        scores.append(detection_auc(real, BinnedGenerator(build).fit(table(), progress=False).sample(800)))
+        drawn = BinnedGenerator(build).fit(table(), progress=False).sample(800)
+        scores.append(detection_auc(table(seed=1), drawn))
     assert scores[0] < scores[1] - 0.05
+
+
+def test_a_binned_generator_draws_training_cells_of_the_states_of_its_model():
+    frame = table().assign(e=7, f=[f"rare {i}" if i < 60 else "often" for i in range(800)])
+    generator = BinnedGenerator(lambda states: IndependentCategorical(len(states), states))
+    rows = generator.fit(frame, progress=False).sample(3_000)
+    assert list(rows.columns) == list(frame.columns)
+    assert (rows.dtypes == frame.dtypes).all()
+    assert (rows["e"] == 7).all()
+    for name in frame.columns:
+        assert set(rows[name].dropna()) <= {*frame[name], "(other)"}  # a state that was reserved
+    assert rows["f"].nunique() > 21  # categories without a state of their own come back too
+    assert rows["a"].quantile(0.5) == pytest.approx(frame["a"].quantile(0.5), rel=0.1)
+    states = generator.model.sample(3_000, torch.Generator().manual_seed(0))
+    assert torch.equal(generator.bins.transform(rows), states)
+
+
+def test_a_state_that_no_training_cell_has_is_written_as_bins_do():
+    class Unseen(IndependentCategorical):
+        def _sample(self, n, generator):
+            return torch.tensor(self.n_states).repeat(n, 1) - 1
+
+    frame = pd.DataFrame({"number": np.arange(100), "text": ["x", "y"] * 50})
+    rows = BinnedGenerator(lambda states: Unseen(len(states), states)).fit(frame, progress=False).sample(5)
+    assert rows["number"].isna().all()
+    assert (rows["text"] == "(other)").all()
+
+
+def test_training_rows_come_back_whole():
+    rows = TrainingRows().fit(table()).sample(1_000)
+    assert (rows.merge(table(), how="left", indicator=True)["_merge"] == "both").all()
+    assert rows["a"].iloc[:800].nunique() == 800  # each comes once before any comes twice
+    assert rows["a"].iloc[:800].tolist() != table()["a"].tolist()
+    assert detection_auc(table(seed=1), rows.iloc[:800]) < 0.56
 
 
 @pytest.mark.parametrize(
     "make",
-    [GaussianCopula, lambda: BinnedGenerator(lambda states: IndependentCategorical(len(states), states))],
+    [
+        GaussianCopula,
+        TrainingRows,
+        lambda: BinnedGenerator(lambda states: IndependentCategorical(len(states), states)),
+    ],
 )
 def test_the_contract(make):
     model = make()

@@ -1,9 +1,9 @@
 """What a task writes down so that its methods can be compared: the bench.
 
-A wing's ``bench.py`` holds one constant, ``BENCH``. It says which data are used (the shipped ones or the
-user's), who is compared, and how one fitted model is measured. Everything else (processes, limits, seeds,
-resuming, tables) is the same for every task and lives in this package. A bench is data and functions; nothing
-in it runs before a comparison starts.
+A wing's ``bench``, a module or a folder of them, holds one constant, ``BENCH``. It says which data are used
+(the shipped ones or the user's), who is compared, and how one fitted model is measured. Everything else
+(processes, limits, seeds, resuming, tables) is the same for every task and lives in this package. A bench is
+data and functions; nothing in it runs before a comparison starts.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Bench:
             that this contender does not have the quantity.
         seconds: about how long one job takes under a budget, for ``estimate=True``; may be left empty.
         takes_model: whether the user may bring a model (``--model``).
+        companions: given the path of the user's data, the files beside it that `load` also reads. A change of
+            one is a change of the data.
     """
 
     task: str
@@ -93,6 +95,7 @@ class Bench:
     evaluate: Callable[[Contender, Any, Budget, int, Path], Mapping[str, float | None]]
     seconds: Mapping[str, float] = field(default_factory=dict)
     takes_model: bool = False
+    companions: Callable[[Path], Sequence[Path]] = lambda path: ()
 
     def __post_init__(self) -> None:
         primaries = [metric.name for metric in self.metrics if metric.primary and not metric.cost]
@@ -186,4 +189,5 @@ def load_bench(path: str) -> Bench:
 
 def _has_bench(task: str) -> bool:
     """Whether the wing of this task has a bench; nothing is imported to find out."""
-    return (importlib.resources.files("paperback") / task / "bench.py").is_file()
+    wing = importlib.resources.files("paperback") / task
+    return (wing / "bench.py").is_file() or (wing / "bench" / "__init__.py").is_file()

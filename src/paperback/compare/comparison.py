@@ -179,6 +179,7 @@ def _plan(
         "task": task,
         "bench": bench_path,
         "data": content_hash(path) if path is not None else None,
+        "files beside the data": _companions(bench, path),
         "target": target,
         "model": model_hash,
         "budget": budget,
@@ -216,6 +217,12 @@ def _plan(
         folder,
         specification,
     )
+
+
+def _companions(bench: Bench, path: Path | None) -> dict[str, str] | None:
+    """Name and hash of the files that are read with the user's data; None where there are none."""
+    found = bench.companions(path) if path is not None else ()
+    return {file.name: content_hash(file) for file in found} or None
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ class Row:
         label: what a person reads.
         kind: "method" or "baseline".
         status: "partly failed" when some seeds failed; what is measured is then over the others.
-        reason: why it failed, does not apply, or why some seeds failed.
+        reason: why it failed, does not apply, why some seeds failed, or why it has no rank.
         rank: 1 for the best in the primary metric; None where it has no value.
         like_best: True if the interval of the primary metric overlaps the best's; None with one seed.
         seeds: the seeds that were done.
@@ -137,12 +137,26 @@ class Leaderboard:
         return next((metric for metric in self.metrics if metric.cost), None)
 
     @property
+    def without_rank(self) -> tuple[Row, ...]:
+        """The rows that were measured, but not in the metric that decides."""
+        return tuple(row for row in self.rows if row.status == "done" and row.rank is None)
+
+    @property
     def measured(self) -> tuple[Metric, ...]:
         """The metrics that at least one contender has, the primary first."""
         measured = [
             metric for metric in self.metrics if any(row.metrics.get(metric.name) for row in self.rows)
         ]
         return (self.primary, *(metric for metric in measured if not metric.primary))
+
+    @property
+    def of_unranked(self) -> tuple[Metric, ...]:
+        """The metrics of quality that contenders without a rank have."""
+        return tuple(
+            metric
+            for metric in self.measured
+            if not metric.cost and any(row.metrics.get(metric.name) for row in self.without_rank)
+        )
 
     def cost_of(self, row: Row) -> Spread | None:
         """What a row costs, in the terms of `cost`."""
@@ -234,8 +248,8 @@ def rank(rows: Sequence[Row], primary: Metric) -> tuple[Row, ...]:
     """Sort rows by the mean of the primary metric, best first, and mark those that cannot be told from the
     best.
 
-    Rows of equal mean share a rank. Rows without a value follow in their order: done ones, failed ones, those
-    that do not apply.
+    Rows of equal mean share a rank. Rows without a value follow in their order: done ones, whose reason says
+    that they have no rank, failed ones, those that do not apply.
 
     Args:
         rows: in the order of the bench.
@@ -253,7 +267,11 @@ def rank(rows: Sequence[Row], primary: Metric) -> tuple[Row, ...]:
         for spread, row in measured
     ]
     order: list[RowStatus] = ["done", "partly failed", "not run", "failed", "does not apply"]
-    rest = [row for row in rows if row.metrics.get(primary.name) is None]
+    rest = [
+        replace(row, reason=f'no rank: "{primary.label}" is not measured.') if row.status == "done" else row
+        for row in rows
+        if row.metrics.get(primary.name) is None
+    ]
     return (*ranked, *sorted(rest, key=lambda row: order.index(row.status)))
 
 

@@ -15,6 +15,7 @@ from paperback.compare.words import (
     rank_text,
     rest_of,
     short_duration,
+    without_rank_text,
     writers,
 )
 from paperback.study.encoding import write_atomically
@@ -52,6 +53,7 @@ def render(leaderboard: Leaderboard, figure: bytes | None) -> str:
         size=size,
         count=count,
         explained=rest_of(leaderboard),
+        unranked=without_rank_text(leaderboard),
         indistinct=any(row.like_best and (row.rank or 0) > 1 for row in leaderboard.rows),
         best=next((row for row in leaderboard.rows if row.artefact), None),
         figure=base64.b64encode(figure).decode() if figure is not None else None,

@@ -5,7 +5,7 @@ columns.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from paperback.compare.bench import Metric
 from paperback.compare.job import Job, Result
-from paperback.compare.leaderboard import Leaderboard
+from paperback.compare.leaderboard import Leaderboard, Row
 from paperback.compare.runner import Limits
 from paperback.compare.words import (
     heading,
@@ -34,6 +34,7 @@ from paperback.compare.words import (
     rank_text,
     rest_of,
     short_duration,
+    without_rank_text,
     writers,
 )
 from paperback.study.wording import count, size
@@ -143,28 +144,55 @@ def leaderboard_table(leaderboard: Leaderboard, others: Sequence[Metric]) -> Tab
     for metric in others:
         table.add_column(escape(heading(leaderboard, metric.name)), justify="right", max_width=12)
     for row in leaderboard.rows:
-        name = escape(row.label) + (" [dim](baseline)[/dim]" if row.kind == "baseline" else "")
         spread = row.metrics.get(primary.name)
         first = (
             mean_text(spread, write[primary.name]) if row.status in ("done", "partly failed") else row.status
         )
         interval = [interval_text(spread, write[primary.name])] if several else []
         cells = [mean_text(row.metrics.get(metric.name), write[metric.name]) for metric in others]
-        table.add_row(
-            rank_text(row), name, first, *interval, *cells, style="" if row.rank is not None else "dim"
-        )
+        table.add_row(rank_text(row), _name(row), first, *interval, *cells, style="" if row.seeds else "dim")
     return table
 
 
-def fitting_metrics(leaderboard: Leaderboard, console: Console) -> list[Metric]:
-    """The metrics beside the primary that fit the width of a console, in the order of the bench; the cost is
-    the last to be left out.
+def unranked_table(leaderboard: Leaderboard, metrics: Sequence[Metric]) -> Table:
+    """What contenders without a rank can be judged by, and everybody else with them.
+
+    Args:
+        leaderboard: what to show.
+        metrics: the columns.
+
+    Returns:
+        A rich table.
     """
-    others = leaderboard.measured[1:]
+    write = writers(leaderboard)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("contender", min_width=12, max_width=36, overflow="fold")
+    for metric in metrics:
+        table.add_column(escape(heading(leaderboard, metric.name)), justify="right", max_width=14)
+    for row in leaderboard.rows:
+        if any(row.metrics.get(metric.name) for metric in metrics):
+            cells = [mean_text(row.metrics.get(metric.name), write[metric.name]) for metric in metrics]
+            table.add_row(_name(row), *cells)
+    return table
+
+
+def _name(row: Row) -> str:
+    return escape(row.label) + (" [dim](baseline)[/dim]" if row.kind == "baseline" else "")
+
+
+def fitting_metrics(
+    leaderboard: Leaderboard,
+    console: Console,
+    others: Sequence[Metric],
+    table_of: Callable[[Leaderboard, Sequence[Metric]], Table],
+) -> list[Metric]:
+    """The metrics with which a table fits the width of a console, in their order; the cost is the last to be
+    left out.
+    """
     for kept in range(len(others), 0, -1):
         by_weight = sorted(others, key=lambda metric: metric is not leaderboard.cost)[:kept]
         shown = [metric for metric in others if metric in by_weight]
-        table = leaderboard_table(leaderboard, shown)
+        table = table_of(leaderboard, shown)
         if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
             return shown
     return []
@@ -179,13 +207,19 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) 
     """
     console = console if console is not None else _console()
     console.print(f"{_title(leaderboard)}, {count(len(leaderboard.seeds), 'seed')}")
-    shown = fitting_metrics(leaderboard, console)
+    shown = fitting_metrics(leaderboard, console, leaderboard.measured[1:], leaderboard_table)
     console.print(leaderboard_table(leaderboard, shown))
     if any(row.like_best and (row.rank or 0) > 1 for row in leaderboard.rows):
         console.print(
             "[dim]≈ its interval overlaps that of the best: these seeds cannot tell the two apart.[/dim]"
         )
     console.print(f"[dim]{leaderboard.interval_rule}[/dim]")
+    if unranked := without_rank_text(leaderboard):
+        console.print(f"[dim]{escape(unranked)}[/dim]")
+        rest = [metric for metric in leaderboard.of_unranked if metric not in shown]
+        if theirs := fitting_metrics(leaderboard, console, rest, unranked_table):
+            console.print(unranked_table(leaderboard, theirs))
+            shown += theirs
     explained = rest_of(leaderboard)
     if explained:
         console.print()

@@ -82,6 +82,14 @@ def heading(leaderboard: Leaderboard, name: str) -> str:
     return f"{'↑' if metric.better == 'higher' else '↓'}\u00a0{metric.label}{unit}"
 
 
+def without_rank_text(leaderboard: Leaderboard) -> str:
+    """Which contenders have no rank, and why; empty where all that ran have one."""
+    names = [row.label for row in leaderboard.without_rank]
+    if not names:
+        return ""
+    return f'Not measured in "{leaderboard.primary.label}", and so without a rank: {"; ".join(names)}.'
+
+
 def rest_of(leaderboard: Leaderboard) -> list[Row]:
     """Rows with something to explain: failures, partial failures, contenders that do not apply or have not
     run.

@@ -26,7 +26,6 @@ from paperback.density.marginalization.networks import (
     ConditionalNet,
     log_shares,
     start_bias,
-    to_symbols,
     uniform_log_table,
 )
 from paperback.density.marginalization.objectives import conditional_loss, standardise
@@ -34,9 +33,10 @@ from paperback.density.marginalization.orders import (
     at_columns,
     chunk_rows,
     complete_in_order,
+    conditional_probabilities,
     fixed_orders,
     log_conditional_at,
-    ordered_log_prob,
+    mixture_log_prob,
 )
 from paperback.errors import DataError
 from paperback.training import seeded, train
@@ -205,15 +205,14 @@ class AnyOrderARM(DensityModel):
 
     def _log_prob(self, states: Tensor, observed: Tensor | None) -> Tensor:
         known = torch.ones_like(states, dtype=torch.bool) if observed is None else observed
-        rows = chunk_rows(self.n_variables, self.max_states)
-        along = ordered_log_prob(self.network, states, known, self.ranks, rows)
-        return along.to(self.network.head.bias.dtype).logsumexp(0) - math.log(len(self.ranks))
+        return mixture_log_prob(self.network, states, known, self.ranks, self._chunk)
 
-    @torch.no_grad()
     def _conditional(self, states: Tensor, observed: Tensor) -> Tensor:
-        rows = chunk_rows(self.n_variables, self.max_states)
-        parts = [self.network.logits(part).softmax(-1) for part in to_symbols(states, observed).split(rows)]
-        return torch.cat(parts) if parts else self.network.head.bias.new_zeros(0, *self.valid.shape)
+        return conditional_probabilities(self.network, states, observed, self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        return chunk_rows(self.n_variables, self.max_states)
 
     def _sample_conditional(self, states: Tensor, observed: Tensor, generator: torch.Generator) -> Tensor:
         which = torch.randint(0, len(self.ranks), (len(states),), generator=generator, device=states.device)

@@ -34,8 +34,9 @@ from paperback.density.marginalization.orders import (
     chunk_rows,
     complete_by_marginals,
     complete_in_order,
+    conditional_probabilities,
     fixed_orders,
-    ordered_log_prob,
+    mixture_log_prob,
 )
 from paperback.density.marginalization.partition import ORDER_SEED, PartitionEstimator, estimate_log_partition
 from paperback.errors import DataError, NotSupportedError
@@ -151,8 +152,7 @@ class MarginalizationModel(DensityModel):
         if not exact:
             return self._log_prob(states, known)
         ranks = fixed_orders(n_orders, self.n_variables, ORDER_SEED)
-        along = ordered_log_prob(self.network, states, known, ranks, self._chunk)
-        return along.to(self.log_z.dtype).logsumexp(0) - math.log(n_orders)
+        return mixture_log_prob(self.network, states, known, ranks, self._chunk)
 
     @torch.no_grad()
     def _log_prob(self, states: Tensor, observed: Tensor | None) -> Tensor:
@@ -165,8 +165,7 @@ class MarginalizationModel(DensityModel):
         """m(x_S) - m("?"), the two in one network call."""
         nothing = symbols.new_zeros(1, self.n_variables)
         parts = [self.network.log_marginal(torch.cat([nothing, part])) for part in symbols.split(self._chunk)]
-        values = [part[1:] - part[:1] for part in parts]
-        return torch.cat(values) if values else self.log_z.new_zeros(0)
+        return torch.cat([part[1:] - part[:1] for part in parts])
 
     def evidence(
         self, X: Int[Tensor, " batch *event"], subsets: Bool[Tensor, " subsets *event"]
@@ -194,11 +193,8 @@ class MarginalizationModel(DensityModel):
         self._warn()
         return self._log_marginals(symbols).unflatten(0, (len(states), len(masks)))
 
-    @torch.no_grad()
     def _conditional(self, states: Tensor, observed: Tensor) -> Tensor:
-        parts = to_symbols(states, observed).split(self._chunk)
-        probabilities = [self.network.logits(part).softmax(-1) for part in parts]
-        return torch.cat(probabilities) if probabilities else self.log_z.new_zeros(0, *self.valid.shape)
+        return conditional_probabilities(self.network, states, observed, self._chunk)
 
     @torch.no_grad()
     def consistency_error(

@@ -10,6 +10,7 @@ and a random step of it, without sorting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -113,14 +114,39 @@ def ordered_log_prob(
     row, column = observed.nonzero(as_tuple=True)
     totals = []
     for rank in ranks:
-        total: Tensor | None = None
-        for r, c in zip(row.split(rows), column.split(rows), strict=True):
-            known = observed[r] & (rank < rank[c][:, None])
-            terms = log_conditional_at(network, states[r], known, c)
-            total = terms.new_zeros(len(states)) if total is None else total
-            total.index_add_(0, r, terms)
-        totals.append(torch.zeros(len(states), device=states.device) if total is None else total)
+        terms = [
+            log_conditional_at(network, states[r], observed[r] & (rank < rank[c][:, None]), c)
+            for r, c in zip(row.split(rows), column.split(rows), strict=True)
+        ]
+        along = torch.cat(terms)
+        totals.append(along.new_zeros(len(states)).index_add_(0, row, along))
     return torch.stack(totals)
+
+
+def mixture_log_prob(
+    network: Conditionals,
+    states: Int[Tensor, "batch variables"],
+    observed: Bool[Tensor, "batch variables"],
+    ranks: Int[Tensor, "n_orders variables"],
+    rows: int,
+) -> Float[Tensor, " batch"]:
+    """log p of the observed part under the mixture of the autoregressive models along the orders, see
+    `ordered_log_prob`; for complete rows p sums to one.
+    """
+    along = ordered_log_prob(network, states, observed, ranks, rows)
+    return along.logsumexp(0) - math.log(len(ranks))
+
+
+@torch.no_grad()
+def conditional_probabilities(
+    network: Conditionals,
+    states: Int[Tensor, "batch variables"],
+    observed: Bool[Tensor, "batch variables"],
+    rows: int,
+) -> Float[Tensor, "batch variables states"]:
+    """c(x_i | what is observed) for every variable i, in network calls of at most so many rows."""
+    parts = to_symbols(states, observed).split(rows)
+    return torch.cat([network.logits(part).softmax(-1) for part in parts])
 
 
 def arrival_times(
