@@ -33,7 +33,8 @@ lint:
 
 bench:
 	@tools/setup dev,llm,ray,peers
-	@for script in $$(find benchmarks -name '*.py' | sort); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for pins in benchmarks/*/peers.txt; do tools/setup-peers $$(basename $$(dirname $$pins)) || exit 1; done
+	@for script in $$(find benchmarks -name '*.py' -not -path '*/peers/*' | sort); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 verify:
 	@tools/setup

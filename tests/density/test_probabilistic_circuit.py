@@ -142,6 +142,53 @@ def test_conditional_samples_follow_the_exact_conditional():
     assert chi_square < degrees + 4 * math.sqrt(2 * degrees)
 
 
+def brute_force_mode(model, X, mask):
+    """The best completion of one row, over all completions."""
+    free = torch.cat(list(joint_states(model.n_states, clamp=torch.where(mask, X, -1))))
+    return free[model.log_prob(free).argmax()]
+
+
+@pytest.mark.parametrize("structure", ["chow_liu", "independent"])
+def test_max_product_is_exact_where_nothing_is_summed_out(structure):
+    model = fitted(structure)
+    X = data(64, seed=1)
+    mask = torch.tensor([[bool(i >> j & 1) for j in range(6)] for i in range(64)])
+    got = model.complete(X, mask, "mpe-approx")
+    assert torch.equal(got[mask], X[mask])
+    for i in range(64):
+        torch.testing.assert_close(
+            model.log_prob(got[i : i + 1])[0], model.log_prob(brute_force_mode(model, X[i], mask[i])[None])[0]
+        )
+
+
+@pytest.mark.parametrize("mixture", [1, 2])
+def test_max_product_takes_latents_and_variables_of_largest_joint_probability(mixture):
+    model = ProbabilisticCircuit(4, 3, "hclt", 2, mixture).double()
+    X = data(100)[:, :4] % 3
+    model.fit(X, epochs=3, progress=False)
+    tree, p = model.tree, model.parameters_in_logs
+    mask = torch.rand(12, 4, generator=torch.Generator().manual_seed(0)) < 0.4
+    got = model.complete(X[:12].reshape(12, 2, 2), mask.reshape(12, 2, 2), "mpe-approx").reshape(12, 4)
+    assert torch.equal(got[mask], X[:12][mask])
+
+    def best_with_latents(x):
+        scores = []
+        for c in range(mixture):
+            for z in joint_states((2,) * 4):
+                for row in z:
+                    s = p.root[c, row[0]]
+                    for node, variable in enumerate(tree.variables):
+                        s = s + p.emission[node, c, x[variable], row[node]]
+                        if node:
+                            s = s + p.transition[node, c, row[tree.parents[node]], row[node]]
+                    scores.append(float(s))
+        return max(scores)
+
+    for i in range(12):
+        free = torch.cat(list(joint_states((3,) * 4, clamp=torch.where(mask[i], X[i], -1))))
+        assert best_with_latents(got[i]) == pytest.approx(max(map(best_with_latents, free)), abs=1e-9)
+
+
 def test_early_stopping_keeps_the_best_epoch():
     X, val = data(40, 0), data(200, 9)
     model = ProbabilisticCircuit(6, STATES, n_latents=8)
@@ -174,6 +221,28 @@ def test_random_region_graphs_keep_to_the_contract():
     for i in range(20):
         clamp = torch.where(mask[i], X[i], -1)
         torch.testing.assert_close(conditional[i], marginals(model.log_prob, STATES, clamp=clamp))
+
+
+def test_max_product_on_made_circuits():
+    def part(a, b, c):
+        return Product([Input(0, a), Product([Input(1, b), Input(2, c)])])
+
+    one, zero = [1.0, 0.0], [0.0, 1.0]  # deterministic: the first variable tells which child of the sum it is
+    root = Sum([part(one, [0.2, 0.8], [0.5, 0.5]), part(zero, [0.9, 0.1], [0.3, 0.7])], [0.45, 0.55])
+    model = NodeCircuit.from_nodes(root, [2, 2, 2]).double()
+    for i in range(8):
+        mask = torch.tensor([[bool(i >> j & 1) for j in range(3)]])
+        for X in joint_states((2, 2, 2)):
+            got = model.complete(X, mask.expand_as(X), "mpe-approx")
+            for row, found in zip(X, got, strict=True):
+                best = brute_force_mode(model, row, mask[0])
+                assert float(model.log_prob(found[None])) == pytest.approx(float(model.log_prob(best[None])))
+    graph = rat(6, STATES, n_sums=2).double().fit(data(), epochs=3)
+    X, nothing = data(5), torch.zeros(5, 6, dtype=torch.bool)
+    got = graph.complete(X, nothing, "mpe-approx")
+    assert bool((got == got[0]).all())  # nothing is known: all rows get the same
+    with pytest.raises(DataError, match="how is"):
+        graph.complete(X, nothing, "best")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from jaxtyping import Int
 from rich.progress import track
 from torch import Tensor
 
-from paperback.density.interface import Capabilities, DensityModel
+from paperback.density.interface import Capabilities
 from paperback.density.probabilistic_circuit import tree as inference
+from paperback.density.probabilistic_circuit.circuit import Circuit
 from paperback.density.probabilistic_circuit.structure import (
     RootedTree,
     chain,
@@ -21,6 +22,7 @@ from paperback.density.probabilistic_circuit.structure import (
     quantile_bins,
     star,
 )
+from paperback.density.probabilistic_circuit.transforms import Transform, transformed
 from paperback.density.probabilistic_circuit.tree import Parameters
 from paperback.errors import DataError
 
@@ -28,7 +30,7 @@ Structure = Literal["hclt", "hmm", "chow_liu", "independent"]
 CHUNK_ENTRIES = 2**24  # numbers held in one array of messages
 
 
-class ProbabilisticCircuit(DensityModel):
+class ProbabilisticCircuit(Circuit):
     """A circuit of sums and products over a tree, exact in every operation.
 
     Args:
@@ -132,6 +134,12 @@ class ProbabilisticCircuit(DensityModel):
         parts = zip(states.split(rows), observed.split(rows), strict=True)
         return torch.cat([inference.sample_conditional(tree, p, x, mask, generator) for x, mask in parts])
 
+    @torch.no_grad()
+    def _most_probable(self, states: Tensor, observed: Tensor) -> Tensor:
+        rows, tree, p = max(1, self._rows_at_once() // self.n_latents), self.tree, self.parameters_in_logs
+        parts = zip(states.split(rows), observed.split(rows), strict=True)
+        return torch.cat([inference.most_probable(tree, p, x, mask) for x, mask in parts])
+
     # -- fitting --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -152,6 +160,7 @@ class ProbabilisticCircuit(DensityModel):
         patience: int = 3,
         structure_rows: int = 4000,
         structure_bins: int = 16,
+        transform: Transform | None = None,
         **training: Any,
     ) -> Self:
         """Learn the tree, then the parameters by EM.
@@ -175,6 +184,8 @@ class ProbabilisticCircuit(DensityModel):
             patience: epochs without a gain on X_val before stopping, >= 1.
             structure_rows: most rows for the mutual information, >= 1.
             structure_bins: values are cut to so many bins for it, >= 2.
+            transform: a bijection; the model is one of what it makes of X and X_val, and so are the rows that
+                the other methods take and give. Hand it to `PCCompressor` too, which codes X itself.
             **training: there is no other setting.
 
         Returns:
@@ -190,8 +201,8 @@ class ProbabilisticCircuit(DensityModel):
         _check_settings(epochs, batch_size, step_size, smallest_step, pseudocount, patience)
         if structure_rows < 1 or structure_bins < 2:
             raise DataError("structure_rows must be at least 1 and structure_bins at least 2.")
-        states, _ = self.check_training(X)
-        held_out = None if X_val is None else self.check_training(X_val)[0]
+        states, _ = self.check_training(transformed(X, transform))
+        held_out = None if X_val is None else self.check_training(transformed(X_val, transform))[0]
         generator = torch.Generator(states.device).manual_seed(seed)
         if self.structure in ("hclt", "chow_liu"):
             self._learn_tree(states, structure_rows, structure_bins, generator)

@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from paperback.density.interface import Capabilities, DensityModel
+from paperback.density.interface import Capabilities
+from paperback.density.probabilistic_circuit.circuit import Circuit
+from paperback.density.probabilistic_circuit.transforms import Transform, transformed
 from paperback.errors import DataError
 from paperback.numerics.spins import sample_categorical
 
@@ -49,7 +51,7 @@ class Sum:
 Node = Input | Product | Sum
 
 
-class NodeCircuit(DensityModel):
+class NodeCircuit(Circuit):
     """A circuit of any smooth and decomposable form; `from_nodes` makes one.
 
     Args:
@@ -126,8 +128,8 @@ class NodeCircuit(DensityModel):
         total = torch.zeros(len(self.sums), dtype=weight.dtype, device=weight.device)
         return weight / total.index_add(0, self.owner, weight)[self.owner]
 
-    def _evaluate(self, input_values: Tensor, log_weight: Tensor) -> Tensor:
-        """log of the root, from the logs of the input nodes ``(batch, inputs)``."""
+    def _evaluate(self, input_values: Tensor, log_weight: Tensor, best: bool = False) -> Tensor:
+        """log of the root, from those of the inputs ``(batch, inputs)``; sums are maxima if `best`."""
         values: list[Tensor | None] = [None] * len(self.nodes)
         for node, value in zip(self.inputs, input_values.unbind(1), strict=True):
             values[node] = value
@@ -141,7 +143,7 @@ class NodeCircuit(DensityModel):
             if kind == "sum":
                 edges = torch.tensor([[start[n] + j for j in range(width)] for n in members])
                 stacked = stacked + log_weight[edges.to(log_weight.device)]
-                result = torch.logsumexp(stacked, 2)
+                result = stacked.max(2).values if best else torch.logsumexp(stacked, 2)
             else:
                 result = stacked.sum(2)
             for node, value in zip(members, result.unbind(1), strict=True):
@@ -168,6 +170,16 @@ class NodeCircuit(DensityModel):
         index = torch.tensor(self.input_variables, device=flow.device)
         share.index_add_(1, index, flow[..., None] * self.log_input.exp())
         return share / share.sum(-1, keepdim=True)
+
+    def _most_probable(self, states: Tensor, observed: Tensor) -> Tensor:
+        best, state = self.log_input.max(1)
+        value = self._input_values(states, None, self.log_input)
+        value = torch.where(observed[:, self.input_variables], value, best).detach().requires_grad_()
+        with torch.enable_grad():
+            score = self._evaluate(value, self.log_weight, best=True).sum()
+        (chosen,) = torch.autograd.grad(score, value)  # 1 at the one input of each variable that was taken
+        index = torch.tensor(self.input_variables, device=states.device)
+        return torch.zeros_like(states).index_add_(1, index, chosen.round().long() * state)
 
     def _sample_conditional(self, states: Tensor, observed: Tensor, generator: torch.Generator) -> Tensor:
         states, known = states.clone(), observed.clone()
@@ -198,6 +210,7 @@ class NodeCircuit(DensityModel):
         progress: bool = True,
         epochs: int = 50,
         pseudocount: float = 0.1,
+        transform: Transform | None = None,
         **training: Any,
     ) -> Self:
         """Full-batch EM from the parameters as they are.
@@ -211,6 +224,7 @@ class NodeCircuit(DensityModel):
             progress: ignored.
             epochs: EM steps, >= 1.
             pseudocount: spread over the outcomes of each distribution, >= 0.
+            transform: a bijection; the model is one of what it makes of X. Hand it to `PCCompressor` too.
             **training: there is no other setting.
 
         Returns:
@@ -223,7 +237,7 @@ class NodeCircuit(DensityModel):
             raise DataError(f"NodeCircuit.fit has no setting {next(iter(training))!r}; leave it out.")
         if epochs < 1 or pseudocount < 0:
             raise DataError(f"epochs is {epochs} and pseudocount {pseudocount}; give >= 1 and >= 0.")
-        states, _ = self.check_training(X)
+        states, _ = self.check_training(transformed(X, transform))
         valid = self.valid[self.input_variables]
         width = torch.bincount(self.owner, minlength=len(self.sums))[self.owner]
         for _ in range(epochs):

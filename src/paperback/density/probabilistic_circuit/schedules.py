@@ -1,12 +1,19 @@
-"""Three ways to get each variable's exact conditional given those coded before it.
+"""Three ways to get each variable's exact conditional given those coded before it, on a latent tree.
 
 A schedule is a generator: it yields a node and the weights of (component, latent) of that node given what is
 known, ``(batch, components * latents)``, and is sent the variable's value. All visit the nodes in the tree's
 coding order and give the same weights; they differ in how many messages they send over the D - 1 edges:
 
     naive            D (D - 1): the whole circuit again for every variable
-    small_to_large   the paper's: only the path from the highest node with something known below it
+    small_to_large   the paper's: at most 2 (D - 1) + D log2 D, see below
     dfs              2 (D - 1): each edge once down and once up, with the two messages kept
+
+The paper's schedule keeps top-down probabilities inside the larger child of a product, where nothing of the
+smaller one is known, and evaluates again in the smaller one only: D log2 D visits in all, the sum of the
+smaller sides. The paper does so for each variable along its whole path, which needs a balanced circuit, and
+therefore rebalances deep ones first. A rebalanced latent tree has parts that two latents border on: M^2 units
+where there were M, and M^3 products for M^2. That is not needed. When the top-down probabilities of the
+smaller side are made again once, on entering it, the same D log2 D holds for a tree of any depth.
 
 Probabilities are float64, rescaled at every message. Encoder and decoder run the same operations on arrays of
 the same shape, so they see the same numbers to the last bit.
@@ -15,7 +22,7 @@ the same shape, so they see the same numbers to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +35,28 @@ ScheduleName = Literal["dfs", "small_to_large", "naive"]
 Steps = Generator[tuple[int, Tensor], Tensor, None]
 
 
-class CodingCircuit:
+class CodingCircuit(Protocol):
+    """A circuit that gives the conditionals of its variables one after another.
+
+    Attributes:
+        messages: how many messages were computed so far; what counts as one is up to the circuit.
+        width: how many numbers are kept for each row that is coded.
+    """
+
+    messages: int
+    width: int
+
+    def steps(self, schedule: ScheduleName, batch: int) -> Steps:
+        """Places in coding order with their weights; to be sent the value of each place's variable."""
+
+    def variable(self, place: int) -> int:
+        """The variable that is coded at a place."""
+
+    def pmf(self, place: int, weight: Tensor) -> Tensor:
+        """Distribution ``(batch, states)`` of that variable, float64, from the weights of the step."""
+
+
+class TreeCoding:
     """A tree with its probabilities in float64 on the CPU, and a count of the messages that were sent.
 
     Args:
@@ -47,6 +75,15 @@ class CodingCircuit:
         self.transition = self.log.transition.exp()
         self.emission = self.log.emission.exp()
         self.messages = 0
+        self.width = len(tree) * root.numel()
+
+    def steps(self, schedule: ScheduleName, batch: int) -> Steps:
+        """Nodes in coding order with the weights of their latents."""
+        return SCHEDULES[schedule](self, batch)
+
+    def variable(self, place: int) -> int:
+        """The variable of a node."""
+        return self.tree.variables[place]
 
     def down(self, weight: Tensor, child: int) -> Tensor:
         """From weights of the parent's latent to the child's, ``(components, batch, latents)``."""
@@ -62,11 +99,15 @@ class CodingCircuit:
         """p(x | z) of a node's variable, ``(components, batch, latents)``."""
         return self.emission[node][:, x]
 
-    def pmf(self, node: int, weight: Tensor) -> Tensor:
-        """The variable's distribution ``(batch, states)``; uniform where the weights left no state."""
-        pmf = weight @ self.emission[node].transpose(1, 2).flatten(0, 1)
-        total = pmf.sum(-1, keepdim=True)
-        return torch.where(total > 0, pmf / total, 1.0 / pmf.shape[-1])
+    def pmf(self, place: int, weight: Tensor) -> Tensor:
+        """The variable's distribution ``(batch, states)``."""
+        return normalised(weight @ self.emission[place].transpose(1, 2).flatten(0, 1))
+
+
+def normalised(pmf: Tensor) -> Tensor:
+    """Rows that sum to one; uniform where there is nothing but zeros: what is impossible can be coded too."""
+    total = pmf.sum(-1, keepdim=True)
+    return torch.where(total > 0, pmf / total, 1.0 / pmf.shape[-1])
 
 
 def rescaled(weight: Tensor) -> Tensor:
@@ -79,7 +120,7 @@ def _flat(weight: Tensor) -> Tensor:
     return weight.permute(1, 0, 2).flatten(1)
 
 
-def dfs(circuit: CodingCircuit, batch: int) -> Steps:
+def dfs(circuit: TreeCoding, batch: int) -> Steps:
     """Depth first with two messages kept, by a stack of its own: trees can be deep."""
     tree = circuit.tree
     start = circuit.root[:, None, :].expand(-1, batch, -1)
@@ -102,34 +143,42 @@ def dfs(circuit: CodingCircuit, batch: int) -> Steps:
             known[parent] = rescaled(known[parent] * circuit.up(likelihood, node))
 
 
-def small_to_large(circuit: CodingCircuit, batch: int) -> Steps:
-    """The paper's schedule: prior weights from the root once, then for each variable only the part of its
-    path that something known hangs on is evaluated again.
+def small_to_large(circuit: TreeCoding, batch: int) -> Steps:
+    """The paper's schedule: top-down probabilities hold inside the largest child, where nothing else is known
+    yet; on entering a smaller child, those of its whole subtree are made again from what is known by then.
+
+    A node is entered so only once for each ancestor whose largest child it does not lie below, and there are
+    at most log2 D of those: D log2 D messages for a tree of any depth.
     """
     tree = circuit.tree
-    prior = [circuit.root[:, None, :]]
-    for node in range(1, len(tree)):
-        prior.append(rescaled(prior[tree.parents[node]] @ circuit.transition[node]))
+    start = circuit.root[:, None, :]
+    weights: dict[int, Tensor] = {0: start}
+    for node in range(1, len(tree)):  # with nothing known all rows are equal: a batch of one
+        weights[node] = circuit.down(weights[tree.parents[node]], node)
     known: dict[int, Tensor] = {}
-    for node in tree.coding_order:
-        path = [node]
-        while path[-1]:
-            path.append(tree.parents[path[-1]])
-        top = max((i for i, above in enumerate(path) if above in known), default=0)
-        weight = prior[path[top]].expand(-1, batch, -1)
-        for i in range(top, -1, -1):
-            if i < top:
-                weight = circuit.down(weight, path[i])
-            if path[i] in known:
-                weight = weight * known[path[i]]
+    entered: set[int] = set()
+    stack = [(0, iter(tree.children[0]))]
+    while stack:
+        node, children = stack[-1]
+        child = next(children, None)
+        if child is not None:
+            if node in entered:  # a sibling is known already
+                weights[child] = circuit.down(weights[node] * known[node], child)
+                for below in tree.descendants(child):
+                    weights[below] = circuit.down(weights[tree.parents[below]], below)
+            entered.add(node)
+            stack.append((child, iter(tree.children[child])))
+            continue
+        stack.pop()
+        weight = (weights.pop(node) * known.get(node, 1.0)).expand(-1, batch, -1)
         x = yield node, _flat(rescaled(weight))
         likelihood = circuit.emit(node, x) * known.pop(node, 1.0)
-        if node:
-            parent = tree.parents[node]
+        if stack:
+            parent = stack[-1][0]
             known[parent] = rescaled(known.get(parent, 1.0) * circuit.up(likelihood, node))
 
 
-def naive(circuit: CodingCircuit, batch: int) -> Steps:
+def naive(circuit: TreeCoding, batch: int) -> Steps:
     """For each variable a pass over the whole circuit with what is known so far."""
     tree = circuit.tree
     states = torch.zeros(batch, len(tree), dtype=torch.int64)
@@ -149,7 +198,7 @@ def naive(circuit: CodingCircuit, batch: int) -> Steps:
         observed[:, tree.variables[node]] = True
 
 
-SCHEDULES: dict[ScheduleName, Callable[[CodingCircuit, int], Steps]] = {
+SCHEDULES: dict[ScheduleName, Callable[[TreeCoding, int], Steps]] = {
     "dfs": dfs,
     "small_to_large": small_to_large,
     "naive": naive,

@@ -6,7 +6,7 @@ data (Chow and Liu 1968). It is rooted at its centre, so that as few levels as p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -67,6 +67,14 @@ class RootedTree:
             order.append(node)
             stack.extend(self.children[node])
         return tuple(reversed(order))
+
+    def descendants(self, node: int) -> Iterator[int]:
+        """Nodes below a node, each after its parent."""
+        waiting = list(self.children[node])
+        while waiting:
+            below = waiting.pop()
+            yield below
+            waiting.extend(self.children[below])
 
     @classmethod
     def from_buffers(cls, variables: Tensor, parents: Tensor) -> RootedTree:

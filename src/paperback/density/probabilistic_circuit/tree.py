@@ -165,3 +165,26 @@ def sample_conditional(
         draw = sample_categorical(pmf / pmf.sum(-1, keepdim=True), generator)
         result[:, variable] = torch.where(observed[:, variable], states[:, variable], draw)
     return result
+
+
+def most_probable(
+    tree: RootedTree, p: Parameters, states: Tensor, observed: Bool[Tensor, "batch variables"]
+) -> Int[Tensor, "batch variables"]:
+    """Latents and variables of largest joint probability with the observed entries (max-product)."""
+    best, state = p.emission.max(2)
+    seen = observed.T[torch.tensor(tree.variables, device=states.device)][:, None, :, None]
+    u = torch.where(seen, emitted(tree, p, states, None), best[:, :, None])
+    choice = torch.empty(u.shape, dtype=torch.int64, device=u.device)
+    for node in range(len(tree) - 1, 0, -1):  # one node at a time: M^2 scores for each row
+        message, choice[node] = (p.transition[node][:, None] + u[node][:, :, None]).max(-1)
+        u[tree.parents[node]] += message
+    latents, rows = p.root.shape[1], torch.arange(len(states), device=states.device)
+    first = (p.root[:, None] + u[0]).permute(1, 0, 2).flatten(1).argmax(1)
+    component, z = first // latents, torch.empty(u.shape[0], len(states), dtype=torch.int64, device=u.device)
+    z[0] = first % latents
+    result = states.clone()
+    for node, variable in enumerate(tree.variables):
+        if node:
+            z[node] = choice[node, component, rows, z[tree.parents[node]]]
+        result[:, variable] = state[node, component, z[node]]
+    return result
