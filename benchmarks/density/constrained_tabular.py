@@ -4,15 +4,15 @@
 
 1. Correcting 10,000 rows of diamonds that break rules between columns:
    - our layer;
-   - Euclidean projection by cvxpylayers (if installed), on fewer rows, scaled up to all of them;
+   - Euclidean projection by cvxpylayers, on fewer rows, scaled up to all of them;
    - Dykstra's alternating projections, batched, our own: the Euclidean reference without a solver;
    - the paper's procedure as a direct implementation has it, with an object per constraint and term (ours).
 2. The share of the layer in sampling a table from our VAE.
-3. A generator of another library behind `guard`: ctgan's TVAE (if installed), violations and seconds.
+3. A generator of another library behind `guard`: ctgan's TVAE, violations and seconds.
    SDV's own constraints compare a column with another or a number; rules with coefficients, such as
    z >= 0.275 (x + y), cannot be written in them, so there is nothing to time on these rules.
 
-cvxpylayers, ctgan and sdv are optional: `pip install cvxpylayers ctgan`; the output says what is missing.
+cvxpylayers and ctgan run in an environment of their own, `tools/setup-peers density`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from peers import run_peer
 from torch import Tensor
 
 from paperback.data import tables
+from paperback.data.table_files import is_numeric
 from paperback.density.constrained_tabular import (
     ConstrainedTabular,
     ConstraintLayer,
@@ -102,20 +104,6 @@ def one_constraint_at_a_time(rows: Tensor, levels: list) -> Tensor:
     return x
 
 
-def cvxpy_projection(A: np.ndarray, b: np.ndarray, scale: np.ndarray) -> Callable[[Tensor], Tensor] | None:
-    try:
-        import cvxpy
-        from cvxpylayers.torch import CvxpyLayer
-    except ImportError as error:
-        print(f"   cvxpylayers cannot be used here ({error}); pip install cvxpylayers")
-        return None
-    target, x = cvxpy.Parameter(A.shape[1]), cvxpy.Variable(A.shape[1])
-    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(x - target)), [(A * scale) @ x + b >= 0])
-    layer = CvxpyLayer(problem, parameters=[target], variables=[x])
-    unit = torch.from_numpy(scale)
-    return lambda rows: layer(rows / unit)[0] * unit
-
-
 # -- the comparisons ----------------------------------------------------------------------------------------
 
 
@@ -130,13 +118,16 @@ def bench_layer(rows: int, repeats: int) -> None:
     def line(name: str, run: Callable[[Tensor], Tensor], given: Tensor, repeats: int) -> float:
         with torch.no_grad():
             corrected = run(given)
-            took = seconds(lambda: run(given), repeats) * len(broken) / len(given)
+            took = seconds(lambda: run(given), repeats)
+        report(name, took, given, corrected)
+        return took
+
+    def report(name: str, took: float, given: Tensor, corrected: Tensor) -> None:
         violating = rules.violation_rate(pd.DataFrame(corrected.numpy(), columns=rules.columns), 1e-6)
         moved = float((((corrected - given) / scale) ** 2).sum(1).sqrt().mean())
         print(
             f"   {name:36s} {1e3 * took:12.2f} ms   violating {violating:.4f}   mean move {moved:.3f} spreads"
         )
-        return took
 
     before = rules.violation_rate(pd.DataFrame(broken.numpy(), columns=rules.columns), 1e-6)
     print(
@@ -149,10 +140,15 @@ def bench_layer(rows: int, repeats: int) -> None:
         "Dykstra, Euclidean", lambda x: dykstra(x, torch.from_numpy(A), torch.from_numpy(b), scale), broken, 1
     )
     print(f"   ratios: one at a time {plain / ours:.1f}, Dykstra {euclid / ours:.0f}")
-    peer = cvxpy_projection(A, b, scale.numpy())
-    if peer is not None:
-        took = line(f"cvxpylayers, from {CVX_ROWS} rows", peer, broken[:CVX_ROWS], 1)
-        print(f"   ratio: cvxpylayers {took / ours:.0f} (the bar is 50)")
+    some = broken[:CVX_ROWS]
+    peer = run_peer("cvxpylayers_projection.py", A=A * scale.numpy(), b=b, rows=(some / scale).numpy())
+    if isinstance(peer, str):
+        print(f"   cvxpylayers: {peer}")
+        return
+    took = float(peer["seconds"]) * len(broken) / len(some)
+    projected = torch.from_numpy(peer["projected"]) * scale
+    report(f"cvxpylayers, from {CVX_ROWS} rows", took, some, projected)
+    print(f"   ratio: cvxpylayers {took / ours:.0f} (the bar is 50)")
 
 
 def bench_sampling(rows: int, repeats: int) -> None:
@@ -173,20 +169,17 @@ def bench_sampling(rows: int, repeats: int) -> None:
 
 def bench_guard(rows: int) -> None:
     print("3. TVAE of the package ctgan, 20 epochs, alone and behind guard()")
-    try:
-        from ctgan import TVAE
-    except ImportError as error:
-        print(f"   it cannot be used here ({error}); pip install ctgan")
-        return
     rules = LinearConstraints.parse(DIAMONDS)
     frame, _ = broken_rows(rules, rows)
-    start = time.perf_counter()
-    theirs = TVAE(epochs=20, cuda=False)
-    theirs.fit(frame, ["cut", "color", "clarity"])
-    fitted = time.perf_counter() - start
-    start = time.perf_counter()
-    drawn = theirs.sample(rows)
-    sampled = time.perf_counter() - start
+    columns = {
+        f"column:{name}": frame[name].to_numpy(float if is_numeric(frame[name]) else str) for name in frame
+    }
+    peer = run_peer("ctgan_tvae.py", discrete=["cut", "color", "clarity"], epochs=20, rows=rows, **columns)
+    if isinstance(peer, str):
+        print(f"   {peer}")
+        return
+    fitted, sampled = float(peer["fit_seconds"]), float(peer["sample_seconds"])
+    drawn = pd.DataFrame({name: peer[f"column:{name}"] for name in frame})
     guarded = guard(lambda n: drawn.iloc[:n], rules, decimals={"carat": 2, "x": 2, "y": 2, "z": 2})
     start = time.perf_counter()
     corrected = guarded(rows)
