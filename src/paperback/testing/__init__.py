@@ -1,9 +1,20 @@
 """Behaviour checks, one kit per task: what every method of a task has to keep to, whoever wrote it.
 
-`check_density_model(build, X)` runs all checks of the density task and raises on the first that fails;
-`DENSITY_CHECKS` lists them one by one, for parametrised tests.
+`check_density_model(build, X)`, `check_layer(build)` and `check_measurement(measure)` run all checks of their
+task and raise on the first that fails. `DENSITY_CHECKS` and `LAYER_CHECKS` list them one by one, for
+parametrised tests.
 """
 
 from paperback.testing.density import DENSITY_CHECKS, DensityCase, check_density_model
+from paperback.testing.layers import LAYER_CHECKS, LayerCase, check_layer
+from paperback.testing.theory import check_measurement
 
-__all__ = ["DENSITY_CHECKS", "DensityCase", "check_density_model"]
+__all__ = [
+    "DENSITY_CHECKS",
+    "LAYER_CHECKS",
+    "DensityCase",
+    "LayerCase",
+    "check_density_model",
+    "check_layer",
+    "check_measurement",
+]

@@ -1,0 +1,1 @@
+"""Simulated worlds: data whose truth is known."""
