@@ -1,0 +1,1 @@
+"""One study per method of this wing, under the method's name."""
