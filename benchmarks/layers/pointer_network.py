@@ -123,7 +123,10 @@ def tours(repeats: int, sets: int) -> None:
         from python_tsp.exact import solve_tsp_dynamic_programming
         from python_tsp.heuristics import solve_tsp_local_search
     except ImportError:
-        print("tours: python-tsp is not installed (pip install python-tsp); nothing to compare with")
+        print(
+            "tours: python-tsp is not installed; nothing to compare with (pip install --no-deps python-tsp: "
+            "what it needs for reading files wants an older networkx)"
+        )
         return
     points = torch.rand(sets, 9, 2, generator=torch.Generator().manual_seed(9))
     distances = torch.cdist(points.double(), points.double()).numpy()

@@ -3,14 +3,10 @@
     python benchmarks/theory/adaptive_information.py [--peer-python PATH]
 
 The peers are `npeet-plus` (the maintained release of NPEET: KSG and discrete states), `infomeasure` and `dit`
-(discrete states). They live in an interpreter of their own, so that their dependencies touch nothing:
-
-    python -m venv peers && peers/bin/pip install npeet-plus infomeasure dit
-    python benchmarks/theory/adaptive_information.py --peer-python peers/bin/python
-
-Without it scikit-learn alone is the peer, and the script says so. It runs on the other side too, as
-``--as-peer``, on arrays that ours wrote. Printed are both values, their difference, both times and the ratio
-(above 1: ours is faster). Bars: discrete information agrees to 1e-12 bits, and adaptive binning of
+(discrete states). They live in an environment of their own, `tools/setup-peers theory`, so that their
+dependencies touch nothing. Without it scikit-learn alone is the peer, and the script says so. It runs on the
+other side too, as ``--as-peer``, on arrays that ours wrote. Printed are both values, their difference, both
+times and the ratio (above 1: ours is faster). Bars: discrete information agrees to 1e-12 bits, and adaptive binning of
 4,096 x 10 activations takes at most 20 ms.
 """
 
@@ -28,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+PEER_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peers-theory" / "bin" / "python"
 INPUTS, UNITS, CLASSES = 4096, 10, 4
 BAR_MS, BAR_BITS = 20.0, 1e-12
 
@@ -132,7 +129,9 @@ def run_peers(python: str, **arrays: NDArray) -> dict[str, Result]:
 def main() -> None:
     """Run both sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peer-python", help="interpreter that has npeet-plus, infomeasure and dit")
+    parser.add_argument(
+        "--peer-python", default=str(PEER_PYTHON), help="interpreter that has npeet-plus, infomeasure and dit"
+    )
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_peer is not None:
@@ -147,8 +146,8 @@ def main() -> None:
     labels = (x[:, 0] > 0).astype(np.int64)
     own = ours(T, y, states, x, t, labels)
     others = {"scikit-learn": by_sklearn(states, y, t, labels)}
-    if options.peer_python is None:
-        print("npeet-plus, infomeasure and dit not run: give --peer-python (see --help).")
+    if not Path(options.peer_python).exists():
+        print(f"npeet-plus, infomeasure and dit not run: there is no {options.peer_python}.")
     else:
         others |= run_peers(options.peer_python, states=states, y=y, x=x, t=t)
     report(own, others)

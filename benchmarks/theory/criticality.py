@@ -6,8 +6,7 @@
    for activations that it knows in closed form (ReLU, erf, GELU) and for one that it can only do by
    Gauss-Hermite quadrature (SiLU through ElementwiseNumerical, with 25 and with 100 nodes). Largest
    difference and seconds; its seconds are after compilation. It breaks under current JAX (it imports
-   jax.core.Jaxpr, which is gone): install neural-tangents 0.6.5 with jax 0.4.36 and tf2jax 0.3.6 into an
-   environment of its own, and name its python.
+   jax.core.Jaxpr, which is gone) and so has an environment of its own: `tools/setup-peers theory`.
 2. torch.nn.init.calculate_gain: a table of fixed gains, against what criticality asks for; and the time that
    the search takes for any callable.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from paperback.numerics.kernels import Dual, arc_cosine, arc_sine, nngp_and_ntk, quadrature
 from paperback.theory.criticality import Criticality
 
+PEER_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peers-theory" / "bin" / "python"
 DEPTH, C_B, C_W = 4, 0.1, 1.5
 
 PEER = """
@@ -143,7 +142,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inputs", type=int, default=60)
-    parser.add_argument("--peer-python", default=sys.executable, help="a python with neural-tangents")
+    parser.add_argument("--peer-python", default=str(PEER_PYTHON), help="a python with neural-tangents")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     against_neural_tangents(arguments.inputs, arguments.peer_python)
