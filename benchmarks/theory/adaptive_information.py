@@ -4,10 +4,10 @@
 
 The peers are `npeet-plus` (the maintained release of NPEET: KSG and discrete states), `infomeasure` and `dit`
 (discrete states). They live in an environment of their own, `tools/setup-peers theory`, so that their
-dependencies touch nothing. Without it scikit-learn alone is the peer, and the script says so. It runs on the
-other side too, as ``--as-peer``, on arrays that ours wrote. Printed are both values, their difference, both
-times and the ratio (above 1: ours is faster). Bars: discrete information agrees to 1e-12 bits, and adaptive binning of
-4,096 x 10 activations takes at most 20 ms.
+dependencies touch nothing. Without it scikit-learn alone is the peer, and the script says so. It runs there
+too, as ``--as-peer``, on arrays that ours wrote. Printed are both values, their difference, both times and
+the ratio (above 1: ours is faster). Bars: discrete information agrees to 1e-12 bits, and adaptive binning
+of 4,096 x 10 activations takes at most 20 ms.
 """
 
 from __future__ import annotations
