@@ -3,8 +3,8 @@ import pytest
 from fake_bench import HEALTHY
 
 from paperback.compare.worker import checked_metrics
-from paperback.study.wording import one_sentence
 from paperback.errors import DataError, PaperbackError
+from paperback.study.wording import one_sentence
 
 FULL = {"fit_seconds": 1, "loss": np.float32(0.5), "accuracy": None, "size": 10.0}
 

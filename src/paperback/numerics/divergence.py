@@ -45,7 +45,7 @@ def detection_auc(real: pd.DataFrame, drawn: pd.DataFrame, seed: int = 0, folds:
             f"there are {len(real)} real and {len(drawn)} drawn rows; give at least {FEWEST_ROWS} of each."
         )
     rows = numeric_features(pd.concat([real, drawn[list(real.columns)]], ignore_index=True))
-    # Boosted trees need a known cell of each column in every fold; a hardly known one gets a number below all.
+    # Boosted trees need a known cell of each column in every fold; a hardly known one gets a number below.
     rare = rows.columns[rows.notna().sum() < FEWEST_ROWS]
     rows[rare] = rows[rare].fillna(rows[rare].min() - 1.0).fillna(0.0)
     is_drawn = np.repeat([0, 1], [len(real), len(drawn)])
