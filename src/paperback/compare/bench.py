@@ -21,6 +21,7 @@ from paperback.errors import PaperbackError
 from paperback.study.budget import Budget
 
 Kind = Literal["method", "baseline"]
+READING = "reading.txt"  # of an artefact: sentences for the report, one a line
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Metric:
         label: what a person reads, such as "completion, nats per hidden variable".
         unit: "s", "B", "nats", ...; empty for a fraction or a count. Seconds and bytes are printed in the
             size that suits.
-        better: whether "higher" or "lower" is better.
+        better: whether "higher" or "lower" is better; "neither" for what only describes a contender, which is
+            neither primary nor a cost.
         primary: the one metric that the leaderboard is sorted by.
         cost: what a contender costs rather than how good it is. The first cost is the horizontal axis of the
             figure.
@@ -42,7 +44,7 @@ class Metric:
     label: str
     unit: str = ""
     _: KW_ONLY
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "neither"]
     primary: bool = False
     cost: bool = False
 
@@ -81,7 +83,8 @@ class Bench:
             have one as their `dataset`, are described in the leaderboard.
         evaluate: ``(contender, data, budget, seed, out) -> {metric name: number or None}``: builds, fits,
             measures, and saves what came out under the folder `out`. Every metric has its key; None means
-            that this contender does not have the quantity.
+            that this contender does not have the quantity. What it has to say in words, it writes to
+            `READING` in that folder, one sentence a line; the report shows the first seed's.
         seconds: about how long one job takes under a budget, for ``estimate=True``; may be left empty.
         takes_model: whether the user may bring a model (``--model``).
         companions: given the path of the user's data, the files beside it that `load` also reads. A change of
@@ -103,6 +106,12 @@ class Bench:
             raise PaperbackError(
                 f"the bench of {self.task} has primary metrics {primaries}; mark one that is not a cost."
             )
+        for metric in self.metrics:
+            if metric.better == "neither" and (metric.primary or metric.cost):
+                raise PaperbackError(
+                    f"the metric {metric.name!r} of the bench of {self.task} has no better side; "
+                    "it can be neither primary nor a cost."
+                )
         for what, names in (
             ("metric", [metric.name for metric in self.metrics]),
             ("contender", [contender.name for contender in self.contenders]),

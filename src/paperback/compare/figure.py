@@ -133,7 +133,8 @@ def write_figure(leaderboard: Leaderboard) -> bytes | None:
 
 def _front(points: Sequence[Point], leaderboard: Leaderboard) -> list[int]:
     costs, qualities = [cost.mean for _, cost, _ in points], [quality.mean for _, _, quality in points]
-    return pareto_front(costs, qualities, leaderboard.primary.better)
+    better: Literal["higher", "lower"] = "higher" if leaderboard.primary.better == "higher" else "lower"
+    return pareto_front(costs, qualities, better)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], name: str, colour: str, marker: str) -> None:

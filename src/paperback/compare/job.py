@@ -66,6 +66,7 @@ class Result:
         peak_memory: most resident memory of the process and its children, in bytes (Python and torch are in
             it).
         artefact: where the fitted model lies, relative to the job's folder; None if the contender saved none.
+        reading: sentences that the bench has on what it measured.
         finished: date and time, ISO 8601, UTC.
     """
 
@@ -76,6 +77,7 @@ class Result:
     seconds: float | None = None
     peak_memory: int | None = None
     artefact: str | None = None
+    reading: tuple[str, ...] = ()
     finished: str = ""
 
 

@@ -68,8 +68,9 @@ class Row:
         metrics: metric name to what was measured; None where the contender does not have the quantity.
         seconds: of a whole job: loading, building, fitting, measuring.
         peak_memory: the most that a job held, in bytes.
-        artefact: folder of the fitted model of the first seed, relative to the comparison's; for
-            `paperback.load`.
+        artefact: folder of what the first seed left, relative to the comparison's; for `paperback.load` where
+            it holds a model of ours.
+        reading: what the bench says of the first seed, in sentences.
     """
 
     contender: str
@@ -84,6 +85,14 @@ class Row:
     seconds: Spread | None = None
     peak_memory: int | None = None
     artefact: str | None = None
+    reading: tuple[str, ...] = ()
+
+    def holds_model(self, folder: Path) -> bool:
+        """Whether `paperback.load` takes the artefact: not where it is seen to lack the config of a model."""
+        if self.artefact is None:
+            return False
+        place = folder / self.artefact
+        return not place.is_dir() or (place / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,7 @@ def summarise(
         seconds=_spread([result.seconds for result in done.values()]),
         peak_memory=max((result.peak_memory or 0 for result in results.values()), default=0) or None,
         artefact=f"jobs/{contender.name}-{first}/{artefact}" if artefact else None,
+        reading=done[first].reading if first is not None else (),
     )
 
 

@@ -55,7 +55,8 @@ def render(leaderboard: Leaderboard, figure: bytes | None) -> str:
         explained=rest_of(leaderboard),
         unranked=without_rank_text(leaderboard),
         indistinct=any(row.like_best and (row.rank or 0) > 1 for row in leaderboard.rows),
-        best=next((row for row in leaderboard.rows if row.artefact), None),
+        best=next((row for row in leaderboard.rows if row.holds_model(leaderboard.folder)), None),
+        readings=[row for row in leaderboard.rows if row.reading],
         figure=base64.b64encode(figure).decode() if figure is not None else None,
         alternative=alternative_text(leaderboard) if figure is not None else "",
     )

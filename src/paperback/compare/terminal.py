@@ -234,7 +234,10 @@ def print_leaderboard(leaderboard: Leaderboard, console: Console | None = None) 
     best = next((row for row in leaderboard.rows if row.artefact), None)
     if best is not None:
         path = escape(str(leaderboard.folder / (best.artefact or "")))
-        console.print(f'model    paperback.load("{path}"), {escape(best.label)}', soft_wrap=True)
+        if best.holds_model(leaderboard.folder):
+            console.print(f'model    paperback.load("{path}"), {escape(best.label)}', soft_wrap=True)
+        else:
+            console.print(f"left     {path}, {escape(best.label)}", soft_wrap=True)
 
 
 def print_estimate(

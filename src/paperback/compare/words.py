@@ -75,11 +75,12 @@ def rank_text(row: Row) -> str:
 
 def heading(leaderboard: Leaderboard, name: str) -> str:
     """The label of a metric, with its unit (but seconds and bytes, which stand at the numbers) and an arrow
-    towards better.
+    towards better, where one side is.
     """
     metric = next(metric for metric in leaderboard.metrics if metric.name == name)
     unit = f" [{metric.unit}]" if metric.unit not in ("", "s", "B") else ""
-    return f"{'↑' if metric.better == 'higher' else '↓'}\u00a0{metric.label}{unit}"
+    arrow = {"higher": "↑\u00a0", "lower": "↓\u00a0", "neither": ""}[metric.better]
+    return f"{arrow}{metric.label}{unit}"
 
 
 def without_rank_text(leaderboard: Leaderboard) -> str:

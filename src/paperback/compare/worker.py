@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from paperback.compare.bench import Bench, load_bench
+from paperback.compare.bench import READING, Bench, load_bench
 from paperback.compare.job import Job, Result, read_job, write_json
 from paperback.errors import PaperbackError
 from paperback.study.budget import check_budget
@@ -39,8 +39,13 @@ def main(job_file: Path) -> None:
     job = read_job(job_file)
     started = time.perf_counter()
     try:
-        metrics, artefact = _measure(job, job_file.parent / "artefact")
-        outcome: dict[str, Any] = {"status": "done", "metrics": metrics, "artefact": artefact}
+        metrics, artefact, reading = _measure(job, job_file.parent / "artefact")
+        outcome: dict[str, Any] = {
+            "status": "done",
+            "metrics": metrics,
+            "artefact": artefact,
+            "reading": reading,
+        }
     except Exception as error:  # the contender's, whatever it is: it becomes a row of the table
         traceback.print_exc()
         outcome = {"status": "failed", "reason": one_sentence(error)}
@@ -54,12 +59,14 @@ def main(job_file: Path) -> None:
     write_json(job_file.parent / "result.json", result)
 
 
-def _measure(job: Job, out: Path) -> tuple[dict[str, float | None], str | None]:
+def _measure(job: Job, out: Path) -> tuple[dict[str, float | None], str | None, tuple[str, ...]]:
     bench = load_bench(job.bench)
     data = load_data(bench, job)
     out.mkdir()
     measured = bench.evaluate(bench.contender(job.contender), data, check_budget(job.budget), job.seed, out)
-    return checked_metrics(bench, measured), _find_artefact(out)
+    words = out / READING
+    reading = tuple(words.read_text(encoding="utf-8").splitlines()) if words.is_file() else ()
+    return checked_metrics(bench, measured), _find_artefact(out), reading
 
 
 def load_data(bench: Bench, job: Job) -> Any:

@@ -16,6 +16,7 @@ channel; tables as ``(rows, features)``.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
@@ -291,7 +292,7 @@ class Card:
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, PaperbackError):
                 reason = f"{type(error).__name__}: {reason}"
-            self.sentences.append(f"{what}: not measured, for {reason}")
+            self.sentences.append(f"{what}: not measured: {reason}")
             return None
 
     def write(self, out: Path) -> None:
@@ -317,7 +318,7 @@ def evaluate(
     """
     make, card = contender.build(data, budget, seed), Card()
     with seeded(seed, "network"):
-        network = make()
+        network = copy.deepcopy(make())  # a function may return one object each time, which stays the user's
     numbers: dict[str, float | None] = {metric.name: None for metric in BENCH.metrics}
     numbers |= card.attempt("Criticality", lambda: _criticality(card, network, data)) or {}
     numbers |= card.attempt("Kernel flow", lambda: _flow(card, make, data, budget, seed)) or {}

@@ -244,7 +244,7 @@ class InductiveBias:
             extrapolation,
             unit="standard deviations",
             confidence=None,
-            **common,  # type: ignore[arg-type]
+            **common,
         )
         return measure(
             "inductive bias", chosen, law, confidence=None if exact else CONFIDENCE, bias=_BIAS[chosen],

@@ -229,7 +229,7 @@ def _report_digits(run: Run, outcomes: list[Outcome]) -> None:
         rows += [_row(seed, name, bias) for name, bias in o.networks.items()]
     run.table(
         "digits", rows,
-        "Bits on the digits, 500 for training and 300 for the test. Intervals are those of the bootstrap "
+        "Bits on the digits, 500 for training, 300 for the test. Intervals are those of the bootstrap "
         "over models; extrapolation is how many standard deviations the target lies below the mean error. The "
         "baselines are the evidence of the kernels and the plain mean error.",
     )  # fmt: skip
