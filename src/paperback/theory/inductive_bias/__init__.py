@@ -19,11 +19,11 @@ What differs from the authors' code, and why:
 - They fit a scaled non-central chi-square to draws in the kernel space too. The target lies thousands of nats
   out in the tail, where even the best fit is too low, by up to a half; the exact law costs nothing more.
 - They fit it by scipy's ``ncx2.fit``, which starts at df = nc = 1 and often stops far from the maximum of the
-  likelihood, for want of a finite likelihood on its way: on two dozen losses it can be off a hundredfold.
-  Here the maximum is searched from the moments of the losses. `method="paper"` is the authors' estimator as
-it is. - Where ``ncx2.logcdf`` underflows they take z^2 / 2 of Sankaran's normal approximation, which stays
-  finite as the error goes to 0. Here the tail of the fitted law is the saddlepoint's. `sankaran_nats` is
-theirs. - They solve for the kernel's coefficients by Adam; here it is a Cholesky factor, or conjugate
+  likelihood, for want of a finite likelihood on its way; the bits can be too few a hundredfold. Here the
+  maximum is searched from the moments of the losses. `method="paper"` is the authors' estimator as it is.
+- Where ``ncx2.logcdf`` underflows they take z^2 / 2 of Sankaran's normal approximation, which stays finite as
+  the error goes to 0. Here the tail of the fitted law is the saddlepoint's. `sankaran_nats` is theirs.
+- They solve for the kernel's coefficients by Adam; here it is a Cholesky factor, or conjugate
 gradients. - Theirs is in nats, ours in bits.
 
 Source: Boopathy, Yue, Hwang, Iyer and Fiete, Towards Exact Computation of Inductive Bias, IJCAI 2024
