@@ -437,10 +437,15 @@ def _bias(card: Card, make: Make, data: TheoryData, budget: Budget, seed: int) -
     low, high = (float(end) for end in bits.interval)
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in bits.notes)
     card.sentences.append(
-        f"Inductive bias: among networks that fit the training data it takes {float(bits.value):.3g} bits "
-        f"[{low:.3g}, {high:.3g}] to pick one with an error of {TARGET:.0%} of the variance.{notes}"
+        f"Inductive bias: among networks that fit the training data it takes {_few(float(bits.value))} bits "
+        f"[{_few(low)}, {_few(high)}] to pick one with an error of {TARGET:.0%} of the variance.{notes}"
     )
     return {"bits": float(bits.value) if np.isfinite(bits.value) else None}
+
+
+def _few(bits: float) -> str:
+    """Bits for a sentence: two decimals below ten, none above."""
+    return f"{bits:.2f}" if bits < 9.995 else f"{bits:.0f}"
 
 
 BENCH = Bench(
@@ -464,6 +469,6 @@ BENCH = Bench(
     ),
     load=load,
     evaluate=evaluate,
-    seconds={"smoke": 10, "quick": 30, "standard": 180},
+    seconds={"smoke": 10, "quick": 60, "standard": 180},
     takes_model=True,
 )  # fmt: skip

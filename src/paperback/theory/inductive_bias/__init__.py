@@ -23,11 +23,12 @@ What differs from the authors' code, and why:
   maximum is searched from the moments of the losses. `method="paper"` is the authors' estimator as it is.
 - Where ``ncx2.logcdf`` underflows they take z^2 / 2 of Sankaran's normal approximation, which stays finite as
   the error goes to 0. Here the tail of the fitted law is the saddlepoint's. `sankaran_nats` is theirs.
-- They solve for the kernel's coefficients by Adam; here it is a Cholesky factor, or conjugate
-gradients. - Theirs is in nats, ours in bits.
+- They solve for the kernel's coefficients by Adam; here it is a Cholesky factor, or conjugate gradients
+  from 5,000 rows on.
+- Theirs is in nats, ours in bits.
 
 Source: Boopathy, Yue, Hwang, Iyer and Fiete, Towards Exact Computation of Inductive Bias, IJCAI 2024
-(arXiv:2406.15941), sections 3 and 4; Sankaran (1959), Biometrika 46.
+(arXiv:2406.15941), with the authors' code; Sankaran (1959), Biometrika 46.
 """
 
 from paperback.theory.inductive_bias.estimator import InductiveBias, added_bias

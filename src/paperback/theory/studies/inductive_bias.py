@@ -230,7 +230,7 @@ def _report_digits(run: Run, outcomes: list[Outcome]) -> None:
     run.table(
         "digits", rows,
         "Bits on the digits, 500 for training, 300 for the test. Intervals are those of the bootstrap "
-        "over models; extrapolation is how many standard deviations the target lies below the mean error. The "
+        "over models; extrapolation is how many standard deviations the target lies below the mean. The "
         "baselines are the evidence of the kernels and the plain mean error.",
     )  # fmt: skip
     best = [min(float(b.bits(TARGETS[0]).value) for b in o.kernels.values()) for o in outcomes]

@@ -176,8 +176,8 @@ def _report_recall(run: Run, outcomes: list[Outcome]) -> None:
         measured=at("copying", "S6", recall.TRAINED[1]),
         baseline=at("copying", "LTI control", recall.TRAINED[1]), at_least=15, unit="points",
         note="Whether the control leaves the plateau of its loss depends on the seed: on four validation "
-        "seeds it copied 90, 37, 25 and 92 %, S6 100 % each time. An earlier record had S6 at a rate chosen on one "
-        "seed, at which it stayed on the plateau with seed 0: 51 and 100 % against 75 and 28 %.",
+        "seeds it copied 90, 37, 25 and 92 %, S6 100 % each time. An earlier record had S6 at a rate chosen "
+        "on one seed, at which it stayed on the plateau with seed 0: 51 and 100 % against 75 and 28 %.",
     )  # fmt: skip
     longest = max(test_lengths(run, "copying"))
     run.claim(
