@@ -7,6 +7,7 @@ the work in this process, in others, or on a Ray cluster, with the same result.
 
 from paperback.search.baselines import RandomSearch
 from paperback.search.engine import Engine, open_engine
+from paperback.search.halving import SuccessiveHalving
 from paperback.search.interface import (
     InvalidTrial,
     Proposal,
@@ -31,6 +32,7 @@ __all__ = [
     "SearchError",
     "SearchResult",
     "Searcher",
+    "SuccessiveHalving",
     "Trainable",
     "Trial",
     "TrialStore",
