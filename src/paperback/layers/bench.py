@@ -13,14 +13,13 @@ returns a module ``(batch, length, dim) -> (batch, length, dim)``.
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from paperback.compare.bench import Bench, Contender, Metric
+from paperback.compare.users_code import users_function
 from paperback.data.simulate.geometry import PointSets, hull_batch, tsp_batch
 from paperback.errors import DataError
 from paperback.layers.mamba.blocks import BlockStack
@@ -102,26 +102,8 @@ def load(
         steps=for_budget(budget, smoke=3, quick=300, standard=2000, full=10_000),
         batch_size=for_budget(budget, smoke=8, standard=64),
         tested=for_budget(budget, smoke=20, quick=500, standard=1000),
-        layer=None if model is None else _users_layer(model),
+        layer=None if model is None else users_function(model, "called with the width, returns a layer"),
     )
-
-
-def _users_layer(address: str) -> Callable[[int], nn.Module]:
-    """The function that makes the user's layer."""
-    module, _, name = address.partition(":")
-    if not name or Path(address).exists():
-        raise DataError(f"--model is {address}; for layers give module:function, called with the width.")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"--model {address}: there is no module {error.name}; put its folder on PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise DataError(f"--model {address}: the module has no {name}; check the name.") from error
-    if not callable(function):
-        raise DataError(f"--model {address} is a {type(function).__name__}; give a function of the width.")
-    return cast("Callable[[int], nn.Module]", function)
 
 
 # -- networks ------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ walk see continuous parameters of a dictionary as lists of values (`from_dict`).
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from paperback.compare.bench import Bench, Contender, Kind, Metric
+from paperback.compare.users_code import users_function
 from paperback.errors import DataError
 from paperback.search.deep_architect import MCTS, SMBO, Evolution, RandomSearch, Space, from_dict
 from paperback.search.halving import RESOURCE, SuccessiveHalving
@@ -158,18 +158,7 @@ def _replay(config: Config, seed: int) -> float:
 
 
 def _users_problem(address: str) -> tuple[Any, Callable[[Config, int], float]]:
-    module, _, name = address.partition(":")
-    if not name or Path(address).exists():
-        raise DataError(f"--model is {address}; for searches give module:function.")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"--model {address}: there is no module {error.name}; put its folder on PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise DataError(f"--model {address}: the module has no {name}; check the name.") from error
-    made = function() if callable(function) else function
+    made = users_function(address, "returns (space, evaluate)")()
     fits = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Space | Mapping)
     if not fits or not callable(made[1]):
         raise DataError(f"--model {address} gives {made!r}; return (space, evaluate).")

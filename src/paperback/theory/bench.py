@@ -17,9 +17,6 @@ channel; tables as ``(rows, features)``.
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +30,14 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from paperback.compare.bench import READING, Bench, Contender, Metric
+from paperback.compare.users_code import users_function
 from paperback.data import Dataset, images, read
 from paperback.errors import DataError, PaperbackError
 from paperback.networks import collect_activations
 from paperback.study.budget import Budget, for_budget
 from paperback.study.encoding import write_atomically
 from paperback.study.measure import Stopwatch
+from paperback.study.wording import one_sentence
 from paperback.theory.adaptive_information import mutual_information
 from paperback.theory.criticality import initialize_critical_, measure_flow, report
 from paperback.theory.inductive_bias import Fit, InductiveBias, NetworkSpace
@@ -114,7 +113,7 @@ def load(
     x, x_test = _inputs(dataset, n_train, n_test)
     y, y_test, labels = _targets(dataset, n_train, n_test)
     n_classes = len(dataset.classes) or None
-    make = _own(x[0].numel(), y.shape[1]) if model is None else _import(model)
+    make = _own(x[0].numel(), y.shape[1]) if model is None else _users_network(model)
     X, X_test = _as_taken(make, model or "the small network", (x, x_test), y.shape[1])
     return TheoryData(
         dataset, X, y, X_test, y_test, labels, n_classes, make, model or "MLP of ours", _is_fixed(make)
@@ -160,26 +159,18 @@ def _own(n_inputs: int, n_outputs: int) -> Make:
     return make
 
 
-def _import(model: str) -> Make:
-    """The user's function, from the import path or the working directory."""
-    module, _, name = model.partition(":")
-    if not name or os.sep in model:
-        raise DataError(
-            f"the model is {model}; give module:function, a function that returns a torch module."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+def _users_network(model: str) -> Make:
+    """The user's function, tried once."""
+    make: Make = users_function(model, "without arguments, returns a torch module")
     try:
-        function = getattr(importlib.import_module(module), name)
-        network = function()
+        network = make()
     except Exception as error:  # whatever the user's code does is said in a sentence
         raise DataError(
-            f"{model} gave {type(error).__name__}: {' '.join(str(error).split())}; it must be a function "
-            "without arguments that returns a torch module."
+            f"{model} gave {one_sentence(error)}; it must be a function without arguments that returns a "
+            "torch module."
         ) from error
     if not isinstance(network, nn.Module):
         raise DataError(f"{model} returned a {type(network).__name__}; it must return a torch module.")
-    make: Make = function
     return make
 
 
