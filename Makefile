@@ -25,14 +25,14 @@ test: lint
 	$(BIN)/pytest --numprocesses 2
 
 lint:
-	@tools/setup dev,llm,optuna,ray
+	@tools/setup dev,llm,bayes,explain,optuna,ray
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 bench:
-	@tools/setup dev,llm,optuna,ray,peers
+	@tools/setup dev,llm,bayes,explain,optuna,ray,peers
 	@for pins in benchmarks/*/peers.txt; do tools/setup-peers $$(basename $$(dirname $$pins)) || exit 1; done
 	@for script in $$(find benchmarks -name '*.py' -not -path '*/peers/*' | sort); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 

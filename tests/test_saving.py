@@ -22,7 +22,8 @@ from torch import nn
 import paperback
 from paperback import catalogue
 from paperback.errors import ArtefactError
-from paperback.saving import BLOCK, CONFIG, FORMAT, WEIGHTS, Saved, _config_digest
+from paperback.saving import BLOCK, CONFIG, FORMAT, WEIGHTS, Saved
+from paperback.saving.folder import config_digest
 
 
 class Net(Saved, nn.Module):
@@ -83,7 +84,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None], sign: bool = Tr
     config = json.loads((folder / CONFIG).read_text())
     change(config)
     if sign:
-        config[BLOCK]["config_sha256"] = _config_digest(config)
+        config[BLOCK]["config_sha256"] = config_digest(config)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
@@ -226,7 +227,7 @@ def test_an_error_while_saving_leaves_the_older_model(saved: Path, monkeypatch: 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("paperback.saving.save_model", fail)
+    monkeypatch.setattr("paperback.saving.module.save_model", fail)
     with pytest.raises(OSError, match="no space left"):
         Net(4).save_pretrained(saved)
     assert equal(paperback.load(saved), before)
@@ -444,7 +445,7 @@ def test_a_name_on_the_hub_is_asked_for_only_if_it_is_no_path(
     for name in (CONFIG, WEIGHTS):
         (cache / "blobs" / name).write_bytes((saved / name).read_bytes())
         (cache / "snapshots" / "abc" / name).symlink_to(f"../../blobs/{name}")
-    monkeypatch.setattr("paperback.saving.snapshot_download", snapshot)
+    monkeypatch.setattr("paperback.saving.module.snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
     assert isinstance(Net.from_pretrained("owner/net", revision="v1"), Net)
     with pytest.raises(ArtefactError, match="does not give it: offline"):

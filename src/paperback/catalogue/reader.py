@@ -32,7 +32,7 @@ TASKS: Final[dict[str, str]] = {
     "theory": "Measure networks, and compare what theory predicts with what holds.",
     "layers": "Drop a building block into a network.",
 }
-EXTRAS: Final = ("bayes", "llm", "ray")
+EXTRAS: Final = ("bayes", "explain", "llm", "optuna", "ray")
 COUNT: Final = 71
 
 _OF_THE_VENUE = ("venue_name", "entry_type")  # filled in by the reader

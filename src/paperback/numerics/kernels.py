@@ -218,7 +218,7 @@ def arc_cosine(negative_slope: float = 0.0, positive_slope: float = 1.0) -> Dual
         hair = 4 * torch.finfo(ratio.dtype).eps
         inside = ratio.abs() < 1 - hair
         cosine = torch.where(inside, ratio, (1 - hair) * ratio / ratio.detach().abs().clamp_min(0.5))
-        angle, sine = cosine.arccos(), (1 - cosine.square()).sqrt()
+        angle, sine = cosine.arccos(), ((1 - cosine) * (1 + cosine)).sqrt()  # without cancellation
         same = scale * (sine + (math.pi - angle) * cosine) / (2 * math.pi)  # both on one side of zero
         other = scale * (sine - angle * cosine) / (2 * math.pi)
         angle = torch.where(inside, angle, math.pi * (ratio < 0))

@@ -1,0 +1,1 @@
+"""The studies of this wing: each checks the claims of one paper."""
