@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -355,7 +356,7 @@ def _facts(method: Method) -> Any:
         "import": "from {} import {}".format(*method.object.split(":")) if method.available else "",
         **_code(method),
         "run": f"paperback run {method.slug}" if method.available else "not yet: this method is not built",
-        "compare": f"paperback compare {method.task} --methods {method.slug}" if method.available else "",
+        "compare": f"paperback compare {method.task} --methods {method.slug}" if _in_bench(method) else "",
         "cite": f"paperback cite {method.slug}",
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -365,6 +366,22 @@ def _facts(method: Method) -> Any:
         if value:
             table.add_row(name, escape(value))
     return table
+
+
+def _in_bench(method: Method) -> bool:
+    """Whether the bench of the method's task compares it; some methods have nothing to compete in there.
+
+    The names of contenders are looked for in the bench's text: importing it would import torch.
+    """
+    if not method.available:
+        return False
+    wing = resources.files("paperback") / method.task
+    folder = wing / "bench"
+    files = list(folder.iterdir()) if folder.is_dir() else [wing / "bench.py"]
+    texts = [
+        file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py") and file.is_file()
+    ]
+    return any(f'"{method.slug}"' in text for text in texts)
 
 
 def _print_claims(finding: Finding, console: Console) -> None:

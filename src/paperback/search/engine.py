@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class Task:
         self.arguments = arguments
         self.outcome: Outcome | None = None
         self.handle: Any = None  # the engine's own
+        self.kept: Any = None  # what stands for a result that stays where it was made
 
 
 class Engine(Protocol):
@@ -120,6 +121,13 @@ def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...], threads: 
         return Outcome(None, one_sentence(error), type(error).__name__, seconds)
     finally:
         torch.set_num_threads(before)
+
+
+def _attempt_keeping(function: Callable[..., Any], threads: int, *arguments: Any) -> tuple[Outcome, Any]:
+    """`_attempt` for a function that returns (value, kept); None is kept of a failure."""
+    outcome = _attempt(function, arguments, threads)
+    value, kept = (None, None) if outcome.error is not None else outcome.value
+    return replace(outcome, value=value), kept
 
 
 class LocalEngine:
@@ -221,12 +229,38 @@ class RayEngine:
         self._ray = ray
         self._threads = threads
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_attempt)
+        self._keeping = ray.remote(num_cpus=1, max_retries=0, num_returns=2)(_attempt_keeping)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Task:
         """Hand the call to Ray."""
         task = Task(function, arguments)
         task.handle = self._remote.remote(function, arguments, self._threads)
         return task
+
+    def submit_keeping(self, function: Callable[..., Any], *arguments: Any) -> Task:
+        """Hand Ray a call of a function that returns (value, kept).
+
+        What is kept stays in Ray's object store: `Task.kept` is its reference, owned by this process, so that
+        it outlives the worker. As an argument of a later call, it arrives as what it stands for.
+        """
+        task = Task(function, arguments)
+        task.handle, task.kept = self._keeping.remote(function, self._threads, *arguments)
+        return task
+
+    def put(self, value: Any) -> Any:
+        """A reference to a value, for arguments of `submit_keeping`."""
+        return self._ray.put(value)
+
+    def get(self, reference: Any) -> Any:
+        """What a reference stands for.
+
+        Raises:
+            PaperbackError: if it was lost with the node that held it.
+        """
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            raise PaperbackError(f"Ray lost what a worker had kept ({type(error).__name__}).") from error
 
     def wait(self, tasks: Sequence[Task]) -> Task:
         """The first task that is over; a worker or node that died costs its task."""

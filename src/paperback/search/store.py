@@ -40,10 +40,7 @@ class TrialStore:
                 raise ArtefactError(f"{self.folder} has trials but no {SEARCH}; take another folder.")
             write_atomically(path, json.dumps(known, indent=2))
             return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtefactError(f"{path} cannot be read ({error}); take another folder.") from error
+        found = read_facts(self.folder)
         differing = [key for key in {**found, **known} if found.get(key) != known.get(key)]
         if differing:
             key = differing[0]
@@ -68,6 +65,23 @@ class TrialStore:
             ArtefactError: if a whole line is not a trial.
         """
         return read_trials(self.folder / TRIALS, repair=repair)
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What identifies the search of a store.
+
+    Args:
+        folder: of the store.
+
+    Raises:
+        ArtefactError: if there is none, or it cannot be read.
+    """
+    path = Path(folder) / SEARCH
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read ({error}); take another folder.") from error
+    return facts
 
 
 def read_trials(path: str | Path, *, repair: bool = False) -> list[Trial]:
