@@ -108,3 +108,10 @@ def test_pairs_that_are_none_are_refused(test: object, a: list[float], b: list[f
 def test_holm_refuses_what_is_no_probability() -> None:
     with pytest.raises(DataError, match=r"must lie in 0\.\.1"):
         holm([0.5, 1.5])
+
+
+def test_the_mean_of_equal_values_lies_in_their_range():
+    for value in (0.925, 0.1, 1 / 3):
+        for n in (2, 3, 4):
+            mean, low, high = mean_interval([value] * n)
+            assert low <= mean <= high

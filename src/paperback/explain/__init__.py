@@ -5,5 +5,6 @@ class's score.
 """
 
 from paperback.explain.interface import ExplainableClassifier, Explanation
+from paperback.explain.prototype_rbf import RBFPrototypeClassifier
 
-__all__ = ["ExplainableClassifier", "Explanation"]
+__all__ = ["ExplainableClassifier", "Explanation", "RBFPrototypeClassifier"]

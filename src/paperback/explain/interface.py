@@ -205,14 +205,16 @@ class Explanation:
 
     def _draw_pictures(self, axes: Axes, names: Sequence[str]) -> None:
         """What each part looks like, at the left of its bar."""
+        from matplotlib.colors import Normalize
         from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+        shades = Normalize(np.min(self.inputs), np.max(self.inputs))  # white and black as in the rows
         low, high = axes.get_xlim()
         axes.set_xlim(low - 0.1 * (high - low), high)  # room for them
         for place, name in enumerate(names):
             if name in self.pictures:
                 pixels = self._picture(self.pictures[name])
-                image = OffsetImage(pixels, zoom=20 / max(pixels.shape[:2]), cmap="gray_r")
+                image = OffsetImage(pixels, zoom=20 / max(pixels.shape[:2]), cmap="gray_r", norm=shades)
                 axes.add_artist(
                     AnnotationBbox(image, (0, place), xycoords=("axes fraction", "data"), frameon=False,
                                    box_alignment=(0.0, 0.5), annotation_clip=False)
@@ -289,6 +291,7 @@ def _draw_bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> Non
     axes.axvline(0, color="black", linewidth=0.7)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=5)  # small contributions have long labels
     axes.set_xlabel("contribution")
 
 

@@ -19,6 +19,7 @@ from paperback.search.interface import (
 )
 from paperback.search.loop import search
 from paperback.search.parameters import Choice, Float, Integer
+from paperback.search.population import PopulationTraining
 from paperback.search.store import TrialStore, read_trials
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Float",
     "Integer",
     "InvalidTrial",
+    "PopulationTraining",
     "Proposal",
     "RandomSearch",
     "SearchError",

@@ -56,7 +56,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInte
         return MeanInterval(math.nan, math.nan, math.nan)
     mean = math.fsum(values) / len(values)
     if len(values) < MINIMUM_FOR_T:
-        return MeanInterval(mean, min(values), max(values))
+        low, high = min(values), max(values)
+        return MeanInterval(min(max(mean, low), high), low, high)  # rounding may carry the mean outside
     from scipy import stats
 
     standard_error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
