@@ -122,6 +122,12 @@ def test_numpy_pandas_and_torch_give_the_same():
     np.testing.assert_allclose(Linear().fit(*tensors).predict(tensors[0]), expected)
 
 
+def test_arrays_with_negative_strides():
+    X, y = data()
+    model = Linear().fit(X[::-1], y[::-1])
+    np.testing.assert_allclose(model.predict(X[::-1]), Linear().fit(X, y).predict(X)[::-1])
+
+
 def test_log_marginal_is_in_the_units_of_the_targets():
     X, y = data()
     small, large = Linear().fit(X, y), Linear().fit(X, 1000 * y)

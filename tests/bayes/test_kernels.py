@@ -6,7 +6,7 @@ import pytest
 import torch
 from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
-from paperback.bayes.kernels import NNGPKernel, NTKKernel
+from paperback.bayes.kernels import ConvNNGPKernel, NNGPKernel, NTKKernel
 from paperback.errors import DataError
 from paperback.numerics.kernels import arc_cosine, arc_sine, nngp_and_ntk
 
@@ -107,3 +107,70 @@ def test_variances_are_set_in_their_own_units():
 def test_bad_arguments(settings):
     with pytest.raises(DataError):
         NNGPKernel(**settings)
+
+
+def test_residual_networks_have_the_residual_kernel():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, generator=generator, dtype=D)
+    kernel = NNGPKernel(3, "erf", readout="unit", residual=True).double()
+    kernel.weight_variance, kernel.bias_variance = 1.5, 0.2
+    width, nets = 300, 300
+
+    def dense(h):
+        weights = torch.randn(nets, h.shape[-1], width, generator=generator, dtype=D)
+        bias = torch.randn(nets, 1, width, generator=generator, dtype=D)
+        return h @ weights * (1.5 / h.shape[-1]) ** 0.5 + 0.2**0.5 * bias
+
+    h = dense(x.expand(nets, 3, 4))
+    for _ in range(2):
+        h = h + dense(torch.erf(h))
+    gram = torch.erf(h) @ torch.erf(h).mT / width
+    error = gram.std(0) / nets**0.5
+    assert bool(((gram.mean(0) - kernel(x).to_dense()).abs() < 4 * error + 0.01 * gram.mean(0).abs()).all())
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_convolutional_kernel_is_that_of_wide_convolutional_networks(channels):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, channels, 4, 5, generator=generator, dtype=D)
+    kernel = ConvNNGPKernel((channels, 4, 5), depth=2).double()
+    kernel.weight_variance, kernel.bias_variance = 1.8, 0.3
+    width, grams = 512, []
+    for _ in range(12):
+        h = images
+        for inputs in (channels, width):
+            weights = (
+                torch.randn(width, inputs, 3, 3, generator=generator, dtype=D) * (1.8 / inputs / 9) ** 0.5
+            )
+            bias = 0.3**0.5 * torch.randn(width, generator=generator, dtype=D)
+            h = torch.nn.functional.conv2d(h, weights, bias, padding=1).relu()
+        h = h.flatten(1)
+        grams.append(h @ h.mT / h.shape[1])
+    gram = torch.stack(grams).mean(0)
+    torch.testing.assert_close(kernel(images.flatten(1)).to_dense().detach(), gram, rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        kernel(images.flatten(1), diag=True), kernel(images.flatten(1)).to_dense().diagonal()
+    )
+
+
+class TestConvolutionalKernel(unittest.TestCase, BaseKernelTestCase):
+    def create_kernel_no_ard(self, **kwargs):
+        return ConvNNGPKernel((1, 2) if "active_dims" not in kwargs else (1, 1, 4), depth=2, **kwargs)
+
+    def test_active_dims_list(self):
+        self.compare_active_dims([0, 2, 4, 6], (2, 2))
+
+    def test_active_dims_range(self):
+        self.compare_active_dims(list(range(3, 9)), (2, 3))
+
+    def compare_active_dims(self, dims, shape):
+        x = self.create_data_no_batch()
+        chosen = ConvNNGPKernel(shape, active_dims=dims)(x).to_dense()
+        torch.testing.assert_close(chosen, ConvNNGPKernel(shape)(x[:, dims]).to_dense())
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(DataError, match="12"):
+        ConvNNGPKernel((3, 4)).forward(torch.zeros(2, 10), torch.zeros(2, 10))
+    with pytest.raises(DataError, match="image_shape"):
+        ConvNNGPKernel((3,))

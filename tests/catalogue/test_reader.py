@@ -111,7 +111,10 @@ def _replaced(old: str, new: str) -> str:
             r"entry 1 \(monotone-dbm\).*year = '2023'; it must be int",
         ),
         (_replaced('needs = ["bayes"]', 'needs = "bayes"'), "needs = 'bayes'; it must be a list of strings"),
-        (_replaced('needs = ["bayes"]', 'needs = ["cuda"]'), "unknown extra; they are bayes, explain, llm, optuna, ray"),
+        (
+            _replaced('needs = ["bayes"]', 'needs = ["cuda"]'),
+            "unknown extra; they are bayes, explain, llm, optuna, ray",
+        ),
         (_replaced('reference = "locuslab', 'code = "locuslab'), "unknown field code; the fields are number"),
         (_replaced('arxiv = "2404.17350"', 'arxiv = "arXiv:2404.17350"'), "arxiv = 'arXiv:2404.17350'"),
         (_replaced('venue = "CAI"', 'venue = "IEEE CAI"'), "venue 'IEEE CAI', which is not in"),

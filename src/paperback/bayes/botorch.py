@@ -1,10 +1,10 @@
 """Our regressors as BoTorch models, so that any acquisition function can use them (extra ``bayes``).
 
 A normal law becomes BoTorch's own `GPyTorchPosterior`. The others become a `LawPosterior`, whose samples are
-functions of standard normal base samples: a Student-t law spends one more normal number for its chi-squared
-variable, a set of sampled functions spends one for the index of the function, and a method that knows single
-points only gets them independently by inverse cdf. With fixed base samples an acquisition function is
-deterministic and smooth in the points.
+functions of standard normal base samples: a mixture of normal vectors, as a Student-t law is one, spends one
+more normal number for what it mixes over, a set of sampled functions spends one for the index of the
+function, and a method that knows single points only gets them independently by inverse cdf. With fixed base
+samples an acquisition function is deterministic and smooth in the points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from paperback.bayes.distributions import FunctionDraws, MultivariateStudentT, Rescaled
+from paperback.bayes.distributions import (
+    EDGE,
+    FunctionDraws,
+    MultivariateStudentT,
+    NormalVectorMixture,
+    Rescaled,
+)
 from paperback.errors import MissingExtraError, NotSupportedError
 
 try:
@@ -32,8 +38,6 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from paperback.bayes.interface import BayesianRegressor
-
-EDGE = 1e-9  # probabilities are kept so far from 0 and 1
 
 
 def as_botorch(estimator: BayesianRegressor) -> EstimatorModel:
@@ -115,9 +119,11 @@ def _posterior(estimator: BayesianRegressor, X: Tensor, outputs: list[int]) -> P
         values = joint.values.movedim(-2, -1)[..., outputs]
         return function_posterior(shift + scale * values)
     loc = shift[:, None] + scale[:, None] * joint.loc[..., outputs, :]
-    if isinstance(joint, MultivariateStudentT):
+    if isinstance(joint, MultivariateStudentT | NormalVectorMixture):
         tril = scale[:, None, None] * joint.scale_tril[..., outputs, :, :]
-        return student_posterior(MultivariateStudentT(joint.df[..., outputs], loc, tril))
+        if isinstance(joint, NormalVectorMixture):
+            return mixture_posterior(NormalVectorMixture(joint.log_weights, loc, tril, joint.factors))
+        return mixture_posterior(MultivariateStudentT(joint.df[..., outputs], loc, tril))
     covariance = scale.square()[:, None, None] * joint.covariance_matrix[..., outputs, :, :]
     if len(outputs) == 1:
         return GPyTorchPosterior(GPyTorchNormal(loc[..., 0, :], covariance[..., 0, :, :]))
@@ -221,24 +227,20 @@ def function_posterior(values: Tensor) -> LawPosterior:
     return LawPosterior(values.mean(0), values.var(0, correction=0), (1, 1), draw)
 
 
-def student_posterior(law: MultivariateStudentT) -> LawPosterior:
-    """A posterior of Student-t laws, one for each output.
+def mixture_posterior(law: MultivariateStudentT | NormalVectorMixture) -> LawPosterior:
+    """A posterior of vectors that are normal given one more variable, which all outputs share.
 
     Args:
         law: batch ``(*batch, outputs)``, event ``(q,)``.
 
     Returns:
-        The posterior; the first row of the base samples makes the chi-squared variables.
+        The posterior; the first row of the base samples makes that variable.
     """
-    from scipy.special import chdtri, ndtr
-
     q, outputs = law.event_shape[0], law.batch_shape[-1]
 
     def draw(base: Tensor) -> Tensor:
-        first, normal = base[..., 0, :], base[..., 1:, :].mT  # (..., outputs), (..., outputs, q)
-        upper = ndtr(-first.cpu().numpy()).clip(EDGE, 1 - EDGE)
-        chi2 = torch.as_tensor(chdtri(law.df.detach().cpu().numpy(), upper)).to(base)
-        return law.from_base(normal, chi2).mT
+        first, normal = base[..., 0, :1], base[..., 1:, :].mT  # (..., 1), (..., outputs, q)
+        return law.from_base(normal, first.expand(*first.shape[:-1], outputs)).mT
 
     return LawPosterior(law.mean.mT, law.variance.mT, (q + 1, outputs), draw)
 

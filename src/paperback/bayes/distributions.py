@@ -8,15 +8,24 @@ draws says of one observation, `MultivariateStudentT` the joint law of a Student
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Normal, StudentT, constraints
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    constraints,
+)
 from torch.distributions.utils import broadcast_all
 
 from paperback.errors import DataError, NotSupportedError
 
+EDGE = 1e-9  # probabilities of base samples are kept so far from 0 and 1
 BISECTIONS = 60  # halvings of an interval: to the rounding error of float64
 
 
@@ -113,6 +122,54 @@ class SingleOutput(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch)``."""
         return self.law.rsample(sample_shape)[..., 0]
+
+
+class Reshaped(Distribution):
+    """A law whose first batch dimension is taken apart.
+
+    Args:
+        law: of batch shape ``(rows, outputs)``.
+        shape: whose product is the number of rows.
+    """
+
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, law: Distribution, shape: torch.Size) -> None:
+        self.law, self.shape = law, torch.Size(shape)
+        super().__init__(self.shape + law.batch_shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each point."""
+        return self.law.mean.reshape(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each point."""
+        return self.law.variance.reshape(self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each point."""
+        return self._through(self.law.log_prob, value)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(Y <= value)."""
+        return self._through(self.law.cdf, value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile at probability `value`."""
+        return self._through(self.law.icdf, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch)``."""
+        draws = self.law.rsample(sample_shape) if self.law.has_rsample else self.law.sample(sample_shape)
+        return draws.reshape(self._extended_shape(torch.Size(sample_shape)))
+
+    def _through(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        full = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        extra = full.shape[: full.ndim - len(self.batch_shape)]
+        return function(full.reshape(*extra, *self.law.batch_shape)).reshape(full.shape)
 
 
 def in_units(law: Distribution, shift: Tensor, scale: Tensor, *, flat: bool) -> Distribution:
@@ -243,6 +300,7 @@ class MultivariateStudentT(Distribution):
         loc: ``(*batch, q)``.
         scale_tril: lower Cholesky factor of the scale matrix, ``(*batch, q, q)``. The covariance is
             df / (df - 2) times the scale matrix.
+        shared: one chi-squared variable for the whole batch, as for the outputs of one network.
 
     Raises:
         DataError: if df is not positive.
@@ -251,7 +309,8 @@ class MultivariateStudentT(Distribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, df: Tensor | float, loc: Tensor, scale_tril: Tensor) -> None:
+    def __init__(self, df: Tensor | float, loc: Tensor, scale_tril: Tensor, *, shared: bool = False) -> None:
+        self.shared = shared
         self.df = torch.as_tensor(df).to(loc)
         if not bool((self.df > 0).all()):
             raise DataError("the degrees of freedom of a Student-t law must be positive.")
@@ -298,13 +357,89 @@ class MultivariateStudentT(Distribution):
         """Draws ``(*sample_shape, *batch, q)``, differentiable in location and scale."""
         shape = torch.Size(sample_shape)
         normal = torch.randn(self._extended_shape(shape), dtype=self.loc.dtype, device=self.loc.device)
-        chi2 = torch.distributions.Chi2(self.df).rsample(shape)
-        return self.from_base(normal, chi2)
+        one = (1,) * len(self.batch_shape) if self.shared else self.batch_shape
+        return self.from_base(normal, torch.randn(shape + one, dtype=self.loc.dtype, device=self.loc.device))
 
-    def from_base(self, normal: Tensor, chi2: Tensor) -> Tensor:
-        """The draw of standard normal numbers ``(..., q)`` and a chi-squared number ``(...)``."""
+    def from_base(self, normal: Tensor, first: Tensor) -> Tensor:
+        """The draw of standard normal numbers: ``(..., q)``, and ``(...)`` for the chi-squared variable."""
+        from scipy.special import chdtri, ndtr
+
+        upper = ndtr(-first.detach().cpu().numpy()).clip(EDGE, 1 - EDGE)
+        chi2 = torch.as_tensor(chdtri(self.df.detach().cpu().numpy(), upper)).to(normal)
         spread = (self.scale_tril @ normal[..., None])[..., 0]
         return self.loc + spread * (self.df / chi2).sqrt()[..., None]
+
+
+class NormalVectorMixture(Distribution):
+    """A mixture of multivariate normal laws over the first dimension; one component for the whole batch.
+
+    Args:
+        log_weights: ``(components,)``, normalised here.
+        loc: ``(components or 1, *batch, q)``.
+        scale_tril: lower Cholesky factors of the covariances, ``(components or 1, *batch, q, q)``.
+        factors: numbers that multiply the factors, ``(components,)``, where the components differ by a scale
+            only; ones if not given.
+    """
+
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, log_weights: Tensor, loc: Tensor, scale_tril: Tensor, factors: Tensor | None = None
+    ) -> None:
+        self.log_weights = log_weights.log_softmax(0)
+        self.loc, self.scale_tril = loc, scale_tril
+        self.factors = torch.ones_like(log_weights) if factors is None else factors
+        super().__init__(loc.shape[1:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Weighted mean of the components' means."""
+        return self.marginal().mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each entry."""
+        return self.marginal().variance
+
+    def marginal(self) -> NormalMixture:
+        """The laws of the single entries, batch ``(*batch, q)``."""
+        std = self._each(self.factors, 1) * self.scale_tril.square().sum(-1).sqrt()
+        return NormalMixture(self.loc.expand_as(std), std, self.log_weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of vectors ``(..., q)``, ... ending with the batch."""
+        laws = MultivariateNormal(
+            self.loc, scale_tril=self._each(self.factors, 2) * self.scale_tril, validate_args=False
+        )
+        extra = value.ndim - 1 - len(self.batch_shape)
+        laws = laws.expand((len(self.log_weights), *self.batch_shape))
+        densities = torch.stack([laws.log_prob(part) for part in value.reshape(-1, *value.shape[extra:])])
+        total = (densities + self._each(self.log_weights, 0)).logsumexp(1)
+        return total.reshape(value.shape[:-1])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch, q)``, differentiable in means and factors."""
+        shape = torch.Size(sample_shape)
+        normal = torch.randn(self._extended_shape(shape), dtype=self.loc.dtype)
+        return self.from_base(normal, torch.randn(shape + (1,) * len(self.batch_shape)))
+
+    def from_base(self, normal: Tensor, first: Tensor) -> Tensor:
+        """The draw of standard normal numbers: ``(..., q)``, and ``(...)`` for the component.
+
+        The component is that of the first entry of the batch, so that a batch has one.
+        """
+        chosen = first.flatten(first.ndim - len(self.batch_shape))[..., 0] if self.batch_shape else first
+        steps = self.log_weights.exp().cumsum(0)
+        index = torch.searchsorted(steps, torch.special.ndtr(chosen.double())).clamp(max=len(steps) - 1)
+        loc = self.loc[index if len(self.loc) > 1 else torch.zeros_like(index)]
+        tril = self.scale_tril[index if len(self.scale_tril) > 1 else torch.zeros_like(index)]
+        factor = self.factors[index].reshape(*index.shape, *[1] * (loc.ndim - index.ndim))
+        return loc + factor * (tril @ normal[..., None])[..., 0]
+
+    def _each(self, values: Tensor, event: int) -> Tensor:
+        """One number per component, shaped to multiply entries or matrices of the batch."""
+        return values.reshape(-1, *[1] * (len(self.batch_shape) + event))
 
 
 class FunctionDraws(Distribution):

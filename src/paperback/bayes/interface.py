@@ -17,17 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MultivariateNormal
 
-from paperback.bayes.distributions import FunctionDraws, MultivariateStudentT, in_units
+from paperback.bayes.distributions import (
+    FunctionDraws,
+    MultivariateStudentT,
+    NormalVectorMixture,
+    in_units,
+)
 from paperback.errors import DataError, NotSupportedError
 from paperback.saving import SavedEstimator
 
 if TYPE_CHECKING:
     from botorch.models.model import Model
 
-Joint = MultivariateNormal | MultivariateStudentT | FunctionDraws
+Joint = MultivariateNormal | MultivariateStudentT | NormalVectorMixture | FunctionDraws
 Scaling = Literal["standard", "unit", "none"]
 
 
@@ -51,7 +56,14 @@ class _BayesianEstimator(SavedEstimator, BaseEstimator):
         # A column of one value says nothing; its rounding must not be blown up.
         scale = np.where(scale > 1e-12 * np.maximum(1.0, np.abs(shift)), scale, 1.0)
         self.input_shift_, self.input_scale_ = shift.astype(np.float64), scale.astype(np.float64)
-        return self._scaled(torch.tensor(X, dtype=torch.float64))  # a copy: X may be read-only
+        # A copy in order: X may be read-only or have negative strides.
+        return self._scaled(torch.tensor(np.ascontiguousarray(X), dtype=torch.float64))
+
+    def _freeze(self) -> None:
+        """What was learned is fixed: predictions have gradients in their inputs only."""
+        for value in vars(self).values():
+            if isinstance(value, nn.Module):
+                value.eval().requires_grad_(False)
 
     def _scaled(self, x: Tensor) -> Tensor:
         shift, scale = (torch.as_tensor(part).to(x.device) for part in (self.input_shift_, self.input_scale_))
@@ -63,7 +75,7 @@ class _BayesianEstimator(SavedEstimator, BaseEstimator):
         checked = validate_data(self, as_numpy(X), reset=False, dtype=np.float64)
         if isinstance(X, Tensor) and X.requires_grad:
             return self._scaled(X.to(torch.float64))
-        return self._scaled(torch.as_tensor(checked))
+        return self._scaled(torch.as_tensor(np.ascontiguousarray(checked)))
 
 
 class BayesianRegressor(RegressorMixin, _BayesianEstimator):
@@ -110,6 +122,7 @@ class BayesianRegressor(RegressorMixin, _BayesianEstimator):
         self.diagnostics_ = {}
         standardised = torch.as_tensor((targets - self.target_shift_) / self.target_scale_)
         self._fit(self._fit_inputs(rows), standardised)
+        self._freeze()
         if hasattr(self, "log_marginal_"):  # of the standardised targets so far: change of variables
             self.log_marginal_ = float(self.log_marginal_ - len(targets) * np.log(self.target_scale_).sum())
         return self
@@ -253,6 +266,7 @@ class BayesianClassifier(ClassifierMixin, _BayesianEstimator):
             )
         self.diagnostics_ = {}
         self._fit(self._fit_inputs(rows), torch.as_tensor(labels, dtype=torch.int64))
+        self._freeze()
         return self
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[Any]:

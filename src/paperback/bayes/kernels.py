@@ -11,7 +11,7 @@ tangent kernel (2018).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,6 +42,7 @@ class NNGPKernel(gpytorch.kernels.Kernel):
         bias_variance: vb > 0, a parameter that is trained.
         readout: "same" gives the last layer weights and biases of the same variances; "unit" gives it
             weights of variance 1 / fan-in and no bias.
+        residual: hidden layers behind the first add to what they get, h + W s(h) + b.
         **kwargs: `batch_shape` and `active_dims` of gpytorch.
 
     Raises:
@@ -49,6 +50,7 @@ class NNGPKernel(gpytorch.kernels.Kernel):
     """
 
     has_lengthscale = False
+    _block = BLOCK
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class NNGPKernel(gpytorch.kernels.Kernel):
         weight_variance: float = 2.0,
         bias_variance: float = 0.1,
         readout: Literal["same", "unit"] = "same",
+        residual: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -67,7 +70,7 @@ class NNGPKernel(gpytorch.kernels.Kernel):
             if not value > 0:
                 raise DataError(f"{name} is {value}; it must be positive.")
         _dual(activation)
-        self.depth, self.activation, self.readout = depth, activation, readout
+        self.depth, self.activation, self.readout, self.residual = depth, activation, readout, residual
         for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
             start = torch.zeros(*self.batch_shape, 1, 1)
             self.register_parameter(f"raw_{name}", torch.nn.Parameter(start))
@@ -101,11 +104,11 @@ class NNGPKernel(gpytorch.kernels.Kernel):
         parameters = [x1, x2, self.raw_weight_variance, self.raw_bias_variance]
         trained = torch.is_grad_enabled() and any(part.requires_grad for part in parameters)
         matrices = x1.ndim == x2.ndim == 2 and not self.batch_shape
-        if diag or trained or not matrices or len(x1) * len(x2) <= BLOCK:
+        if diag or trained or not matrices or len(x1) * len(x2) <= self._block:
             return self._kernels(x1, x2, diag)[which]
         symmetric = x1.shape == x2.shape and torch.equal(x1, x2)  # then half of it is enough
         result = x1.new_empty(len(x1), len(x2))
-        rows = max(1, BLOCK // len(x2))
+        rows = max(1, self._block // len(x2))
         for start in range(0, len(x1), rows):
             stop, first = start + rows, start if symmetric else 0
             block = self._kernels(x1[start:stop], x2[first:], diag)[which]
@@ -123,13 +126,16 @@ class NNGPKernel(gpytorch.kernels.Kernel):
         first, cross, second = (vb + vw * gram for gram in _inner_products(x1, x2, diag))
         tangent = cross
         for layer in range(self.depth):
-            if layer == self.depth - 1 and self.readout == "unit":
+            last = layer == self.depth - 1
+            if last and self.readout == "unit":
                 vw, vb = torch.ones_like(vw), torch.zeros_like(vb)
+            kept = float(self.residual and not last)  # of what a layer gets, in what it gives
             shape = cross.shape
             values, slopes = dual(first.expand(shape), cross, second.expand(shape))
-            first, second = (vb + vw * dual(own, own, own)[0] for own in (first, second))
-            cross = vb + vw * values
-            tangent = cross + vw * slopes * tangent
+            step = vb + vw * values
+            first, second = (kept * own + vb + vw * dual(own, own, own)[0] for own in (first, second))
+            tangent = kept * tangent + step + vw * slopes * tangent
+            cross = kept * cross + step
         return cross, tangent
 
     def _set(self, name: str, value: float | Tensor) -> None:
@@ -149,6 +155,70 @@ class NTKKernel(NNGPKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """The kernel between points ``(..., n, features)`` and ``(..., m, features)``."""
         return self._evaluate(x1, x2, diag, 1)
+
+
+class ConvNNGPKernel(NNGPKernel):
+    """Covariance of the outputs of a convolutional network with many channels, without pooling.
+
+    Convolutions are 3 x 3 with zeros around the image, and a dense readout sees every position of every
+    channel. Then only the covariances of equal positions matter: they go through the dual of the activation
+    and are averaged over the window, K'(p) = vb + vw mean_d E[s s'](p + d).
+
+    Args:
+        image_shape: (height, width), or (channels, height, width), of the rows.
+        depth: convolutions, >= 1.
+        activation: "relu", "erf", or any elementwise function.
+        **kwargs: as for `NNGPKernel`; blocks are not residual, and the readout has weights of variance 1 /
+            fan-in and no bias.
+
+    Raises:
+        DataError: if an argument is out of range.
+
+    Source: Novak et al., Bayesian deep convolutional networks with many channels are Gaussian processes
+    (2019), section 3.1 ("vectorize").
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int], depth: int = 3, activation: Activation = "relu", **kwargs: Any
+    ) -> None:
+        super().__init__(depth, activation, readout="unit", **kwargs)
+        if len(image_shape) not in (2, 3) or min(image_shape) < 1:
+            raise DataError(f"image_shape is {tuple(image_shape)}; give (height, width) or (channels, ...).")
+        self.image_shape = (1,) * (3 - len(image_shape)) + tuple(image_shape)
+        self._block = max(1, BLOCK // (self.image_shape[1] * self.image_shape[2]))
+
+    def _kernels(self, x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.image_shape
+        if x1.shape[-1] != channels * height * width:
+            raise DataError(
+                f"rows have {x1.shape[-1]} numbers; images of shape {self.image_shape} have "
+                f"{channels * height * width}."
+            )
+        vw, vb = self.weight_variance[..., None, None], self.bias_variance[..., None, None]
+        if diag:
+            vw, vb = vw[..., 0, :, :], vb[..., 0, :, :]
+        one, two = (x.unflatten(-1, self.image_shape) for x in (x1, x2))
+        first, second = one.square().mean(-3), two.square().mean(-3)  # (..., n, height, width)
+        if diag:
+            cross = (one * two).mean(-3)
+        else:
+            cross = torch.einsum("...nchw,...mchw->...nmhw", one, two) / channels
+            first, second = first.unsqueeze(-3), second.unsqueeze(-4)
+        dual = _dual(self.activation)
+        for layer in range(self.depth):
+            first, cross, second = (vb + vw * _window_mean(part) for part in (first, cross, second))
+            shape = cross.shape
+            cross = dual(first.expand(shape), cross, second.expand(shape))[0]
+            if layer < self.depth - 1:
+                first, second = (dual(own, own, own)[0] for own in (first, second))
+        kernel = cross.mean((-1, -2))
+        return kernel, kernel.new_tensor(torch.nan).expand_as(kernel)  # no tangent kernel is made of it
+
+
+def _window_mean(positions: Tensor) -> Tensor:
+    """Mean over 3 x 3 windows, zeros outside: ``(..., height, width)``."""
+    flat = positions.reshape(-1, 1, *positions.shape[-2:])
+    return torch.nn.functional.avg_pool2d(flat, 3, stride=1, padding=1).reshape(positions.shape)
 
 
 def _inner_products(x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -192,10 +192,12 @@ def _check_symmetric(matrix: Tensor, name: str) -> None:
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise DataError(f"the {name} has shape {tuple(matrix.shape)}; a square matrix is needed.")
     values = matrix.detach()
+    if values.numel() == 0:
+        return
     if not bool(values.isfinite().all()):
         raise DataError(f"the {name} has entries that are not finite; look for them in what it is made from.")
     size = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
-    difference = float((values - values.mT).abs().amax() / size) if values.numel() else 0.0
+    difference = float((values - values.mT).abs().amax() / size)
     if difference > 100 * torch.finfo(values.dtype).eps * matrix.shape[-1]:
         raise DataError(
             f"the {name} is not symmetric (entries differ by {difference:.1e} of its largest); "

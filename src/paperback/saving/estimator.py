@@ -137,7 +137,7 @@ class SavedEstimator:
             if len(dtypes) == 1:
                 module.to(dtypes.pop())
             module.load_state_dict(own)
-            setattr(self, name, module.eval())
+            setattr(self, name, module.eval().requires_grad_(False))
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
 
