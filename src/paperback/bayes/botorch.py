@@ -31,6 +31,7 @@ try:
     from botorch.sampling.normal import SobolQMCNormalSampler
     from gpytorch.distributions import MultitaskMultivariateNormal
     from gpytorch.distributions import MultivariateNormal as GPyTorchNormal
+    from linear_operator.operators import CholLinearOperator, TriangularLinearOperator
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         'BoTorch models need botorch and gpytorch: pip install "paperback[bayes]"'
@@ -124,10 +125,12 @@ def _posterior(estimator: BayesianRegressor, X: Tensor, outputs: list[int]) -> P
         if isinstance(joint, NormalVectorMixture):
             return mixture_posterior(NormalVectorMixture(joint.log_weights, loc, tril, joint.factors))
         return mixture_posterior(MultivariateStudentT(joint.df[..., outputs], loc, tril))
-    covariance = scale.square()[:, None, None] * joint.covariance_matrix[..., outputs, :, :]
+    # The factor is handed over as it is: a covariance made of it again might have none.
+    lower = scale[:, None, None] * joint.scale_tril[..., outputs, :, :]
     if len(outputs) == 1:
-        return GPyTorchPosterior(GPyTorchNormal(loc[..., 0, :], covariance[..., 0, :, :]))
-    normal = GPyTorchNormal(loc, covariance)
+        factor = CholLinearOperator(TriangularLinearOperator(lower[..., 0, :, :]))
+        return GPyTorchPosterior(GPyTorchNormal(loc[..., 0, :], factor))
+    normal = GPyTorchNormal(loc, CholLinearOperator(TriangularLinearOperator(lower)))
     return GPyTorchPosterior(MultitaskMultivariateNormal.from_batch_mvn(normal, task_dim=-1))
 
 
