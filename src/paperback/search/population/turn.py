@@ -81,7 +81,13 @@ def pack(state: Mapping[str, Any]) -> bytes:
         DataError: if it holds something that could not be read back.
     """
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    try:
+        torch.save(dict(state), buffer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"state_dict holds something that cannot be stored ({error}); use tensors, numbers, text, lists, "
+            "tuples and dictionaries."
+        ) from error
     content = buffer.getvalue()
     foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
     if foreign:
