@@ -265,6 +265,21 @@ def _logistic_regression(data: BayesData, budget: Budget, seed: int) -> Any:
     return GridSearchCV(model, grid, scoring="neg_log_loss", cv=folds)
 
 
+def _both(numbers: Contender, classes: Contender) -> Contender:
+    """One contender for either kind of target, by the name and label of the one for numbers."""
+
+    def chosen(data: BayesData) -> Contender:
+        return numbers if data.n_classes is None else classes
+
+    return Contender(
+        numbers.name,
+        numbers.label,
+        numbers.kind,
+        lambda data: chosen(data).applies(data),
+        lambda data, budget, seed: chosen(data).build(data, budget, seed),
+    )
+
+
 def _steps(smoke: int, otherwise: int) -> Callable[[Budget], int]:
     return lambda budget: for_budget(budget, smoke=smoke, standard=otherwise)
 
@@ -289,6 +304,7 @@ BENCH = Bench(
     task="bayes",
     metrics=METRICS,
     contenders=(
+        _both(
         _contender(
             "deep-kernel-machine",
             "deep kernel machine",
@@ -299,13 +315,14 @@ BENCH = Bench(
             epochs=_steps(2, 400),
         ),
         _contender(
-            "deep-kernel-machine-classes",
+            "deep-kernel-machine",
             "deep kernel machine",
             "method",
             "deep_kernel_machine:DeepKernelMachineClassifier",
             _needs_extra(_classes_only),
             n_inducing=_steps(20, 50),
             epochs=_steps(2, 400),
+        ),
         ),
         _contender(
             "bnn-surrogate",
@@ -333,6 +350,7 @@ BENCH = Bench(
             _needs_extra(_numbers_only),
             learn_kernel=True,
         ),
+        _both(
         _contender(
             "scale-mixture-nngp",
             "Student-t process of a network",
@@ -343,7 +361,7 @@ BENCH = Bench(
             max_iter=_steps(5, 100),
         ),
         _contender(
-            "scale-mixture-nngp-classes",
+            "scale-mixture-nngp",
             "scale mixture of networks' GPs",
             "method",
             "scale_mixture_nngp:ScaleMixtureClassifier",
@@ -352,6 +370,8 @@ BENCH = Bench(
             n_inducing=_steps(10, 60),
             epochs=_steps(2, 60),
         ),
+        ),
+        _both(
         Contender(
             "prior-fitted",
             "prior-fitted network, as it ships",
@@ -359,10 +379,11 @@ BENCH = Bench(
             *_pretrained("PriorFittedNetwork"),
         ),
         Contender(
-            "prior-fitted-classes",
+            "prior-fitted",
             "prior-fitted network, as it ships",
             "method",
             *_pretrained("PriorFittedClassifier"),
+        ),
         ),
         _contender(
             "exact-gp",
@@ -372,29 +393,21 @@ BENCH = Bench(
             _needs_extra(_numbers_only),
         ),
         _contender("sparse-gp", "sparse GP", "baseline", "baselines:SparseGP", _needs_extra(_numbers_only)),
-        _contender(
-            "deep-ensemble",
-            "deep ensemble",
-            "baseline",
-            "baselines:DeepEnsembleRegressor",
-            _numbers_only,
-            epochs=_steps(5, 300),
+        _both(
+            _contender("deep-ensemble", "deep ensemble", "baseline", "baselines:DeepEnsembleRegressor",
+                       _numbers_only, epochs=_steps(5, 300)),
+            _contender("deep-ensemble", "deep ensemble", "baseline", "baselines:DeepEnsembleClassifier",
+                       _classes_only, epochs=_steps(5, 300)),
         ),
-        _contender(
-            "boosting", "quantile boosting", "baseline", "baselines:QuantileBoosting", _numbers_only,
-            n_trees=_steps(10, 300),
+        _both(
+            _contender("boosting", "gradient boosting", "baseline", "baselines:QuantileBoosting",
+                       _numbers_only, n_trees=_steps(10, 300)),
+            Contender("boosting", "gradient boosting", "baseline", _classes_only, _boosted_classes),
         ),
-        _contender("forest", "random forest", "baseline", "baselines:ForestRegressor", _numbers_only),
-        _contender(
-            "deep-ensemble-classes",
-            "deep ensemble",
-            "baseline",
-            "baselines:DeepEnsembleClassifier",
-            _classes_only,
-            epochs=_steps(5, 300),
+        _both(
+            _contender("forest", "random forest", "baseline", "baselines:ForestRegressor", _numbers_only),
+            Contender("forest", "random forest", "baseline", _classes_only, _forest_of_classes),
         ),
-        Contender("boosting-classes", "gradient boosting", "baseline", _classes_only, _boosted_classes),
-        Contender("forest-classes", "random forest", "baseline", _classes_only, _forest_of_classes),
         Contender("logistic", "logistic regression", "baseline", _classes_only, _logistic_regression),
     ),
     load=load,

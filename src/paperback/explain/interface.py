@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
 
 from paperback.errors import DataError, NotSupportedError
 
@@ -232,6 +234,17 @@ class ExplainableClassifier(ClassifierMixin, BaseEstimator):
     methods have raises `NotSupportedError` where it is missing: `intervene` (methods with components,
     concepts or codes that can be set by hand) and `certify` (methods with a guarantee).
     """
+
+    classes_: NDArray[Any]
+
+    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
+        """Rows as float64 and labels as indices of `classes_`, which is set; two classes at least."""
+        rows, labels = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(labels)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError("y has one class only; a classifier needs rows of two classes or more.")
+        return rows, codes
 
     @abstractmethod
     def explain(self, X: ArrayLike) -> Explanation:

@@ -7,6 +7,7 @@ deep ensembles (2017), algorithm 1 without adversarial training.
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -74,8 +75,9 @@ class _DeepEnsemble(_BayesianEstimator):
         self.weight_decay = weight_decay
         self.random_state = random_state
 
+    @abstractmethod
     def _outputs(self) -> int:
-        raise NotImplementedError
+        """Outputs of one network."""
 
     def _build_modules(self) -> Mapping[str, nn.Module]:
         return {"members_": Members(self.n_members, self.n_features_in_, self.hidden, self._outputs())}

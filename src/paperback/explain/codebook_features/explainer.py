@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -100,11 +99,7 @@ class CodebookExplainer(ExplainableClassifier):
         Raises:
             DataError: if an argument or the data cannot be used.
         """
-        rows, labels = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(labels)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise DataError("y has one class only; a classifier needs rows of two classes or more.")
+        rows, codes = self._checked(X, y)
         self._check(rows)
         self.mean_ = rows.mean(0)
         spread = rows.std(0)

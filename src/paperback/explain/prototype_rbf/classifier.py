@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -145,11 +144,7 @@ class RBFPrototypeClassifier(SavedEstimator, ExplainableClassifier):
             DataError: if an argument or the data cannot be used.
         """
         _check_arguments(self)
-        rows, labels = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(labels)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise DataError("y has one class only; a classifier needs rows of two classes or more.")
+        rows, codes = self._checked(X, y)
         if self.image_shape is not None and int(np.prod(self.image_shape)) != rows.shape[1]:
             raise DataError(
                 f"image_shape is {tuple(self.image_shape)} and a row has {rows.shape[1]} values; give "
