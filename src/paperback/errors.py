@@ -21,3 +21,7 @@ class NotSupportedError(PaperbackError):
 
 class MissingExtraError(PaperbackError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class BudgetError(DataError):
+    """A size that cannot be met; the message names the range that can."""

@@ -100,6 +100,36 @@ def wordnet_glosses() -> Dataset:
     )
 
 
+def python_manual() -> Dataset:
+    """Technical prose: the reference manual of the Python that runs, as its help pages have it.
+
+    It is unlike the other texts, so it shows what a language model trained on them keeps outside its domain.
+    It comes with every Python, each version having its own wording, and is no part of the package.
+
+    Returns:
+        A `Dataset` of kind "text"; x of each split is one str, y is None. The training part is the first
+        eight tenths of the pages in alphabetical order, the validation part the next, the test part the last.
+    """
+    import platform
+
+    from pydoc_data.topics import topics
+
+    pages = [topics[name] for name in sorted(topics)]
+    cuts = len(pages) * 8 // 10, len(pages) * 9 // 10
+    parts = pages[: cuts[0]], pages[cuts[0] : cuts[1]], pages[cuts[1] :]
+    train, val, test = (Split("\n\n".join(part)) for part in parts)
+    return Dataset(
+        name="python_manual",
+        kind="text",
+        train=train,
+        val=val,
+        test=test,
+        source=f"pydoc_data of Python {platform.python_version()}",
+        licence="PSF licence; read from the interpreter, not shipped",
+        description="help pages of the Python language reference.",
+    )
+
+
 def _running_text(
     name: str, *, cuts: tuple[int, int], form: Form, source: str, licence: str, description: str
 ) -> Dataset:
