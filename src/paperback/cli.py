@@ -225,7 +225,14 @@ def compare(
         str | None,
         typer.Option(metavar="A,B,...", help="Only these methods, besides the baselines; all if not given."),
     ] = None,
-    budget: _Budget = "quick",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="BUDGET",
+            help="How much is done: smoke, quick, standard or full; or, for tasks that make models smaller, "
+            "the sizes, such as 0.5,0.25; or both, such as standard:0.5,0.25.",
+        ),
+    ] = "quick",
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds per method.")] = 3,
     engine: Annotated[str, typer.Option(metavar="ENGINE", help="local, ray, or ray:ADDRESS.")] = "local",
     jobs: Annotated[
@@ -249,13 +256,15 @@ def compare(
     catalogue.check_task(task)
     from paperback.compare import compare as compare_methods
 
+    effort, sizes = _effort_and_sizes(budget)
     compare_methods(
         task,
         data=data,
         target=target,
         model=model,
         methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
-        budget=budget,
+        budget=effort,
+        sizes=sizes,
         seeds=seeds,
         engine=engine,
         jobs=jobs,
@@ -265,6 +274,19 @@ def compare(
         progress=not quiet,
         estimate=estimate,
     )
+
+
+def _effort_and_sizes(budget: str) -> tuple[str, list[float] | None]:
+    """ "quick", "0.5,0.25" or "quick:0.5,0.25" as how much is done and the sizes that are asked for."""
+    effort, colon, sizes = budget.partition(":")
+    if not colon and effort[:1] in "0123456789.":
+        effort, sizes = "quick", budget
+    if not sizes:
+        return effort, None
+    try:
+        return effort, [float(size) for size in sizes.split(",")]
+    except ValueError:
+        raise PaperbackError(f"--budget {budget}: {sizes} must be numbers, such as 0.5,0.25.") from None
 
 
 # -- what list and show print ----------------------------------------------------------------------------

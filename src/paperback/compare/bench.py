@@ -89,6 +89,8 @@ class Bench:
         takes_model: whether the user may bring a model (``--model``).
         companions: given the path of the user's data, the files beside it that `load` also reads. A change of
             one is a change of the data.
+        sized: for tasks whose methods can be asked for results of several sizes: given the sizes, shares in
+            (0, 1], the bench with a contender for each method and size. None where there are no sizes.
     """
 
     task: str
@@ -99,6 +101,7 @@ class Bench:
     seconds: Mapping[str, float] = field(default_factory=dict)
     takes_model: bool = False
     companions: Callable[[Path], Sequence[Path]] = lambda path: ()
+    sized: Callable[[tuple[float, ...]], Bench] | None = None
 
     def __post_init__(self) -> None:
         primaries = [metric.name for metric in self.metrics if metric.primary and not metric.cost]
@@ -191,9 +194,29 @@ def bench_of(task: str) -> str:
 
 
 def load_bench(path: str) -> Bench:
-    """Import a bench from its path, "module:NAME"."""
-    module, _, name = path.partition(":")
-    return cast(Bench, getattr(importlib.import_module(module), name))
+    """Import a bench from its path, "module:NAME", or "module:NAME@0.5,0.25" at these sizes.
+
+    Raises:
+        PaperbackError: if the bench has no sizes, or they are not different numbers in (0, 1].
+    """
+    address, _, sizes = path.partition("@")
+    module, _, name = address.partition(":")
+    bench = cast(Bench, getattr(importlib.import_module(module), name))
+    return bench if not sizes else _at_sizes(bench, sizes)
+
+
+def _at_sizes(bench: Bench, sizes: str) -> Bench:
+    if bench.sized is None:
+        raise PaperbackError(
+            f"{bench.task} is not compared at sizes; give a budget of smoke, quick, standard or full."
+        )
+    try:
+        shares = tuple(float(size) for size in sizes.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or len(set(shares)) < len(shares) or not all(0 < share <= 1 for share in shares):
+        raise PaperbackError(f"the sizes {sizes} must be different numbers above 0 and at most 1.")
+    return bench.sized(shares)
 
 
 def _has_bench(task: str) -> bool:

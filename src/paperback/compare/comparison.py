@@ -72,6 +72,7 @@ def compare(
     model: str | Path | None = None,
     methods: Sequence[str] | None = None,
     budget: str = "quick",
+    sizes: Sequence[float] | None = None,
     seeds: int | Sequence[int] = 3,
     engine: str = "local",
     jobs: int | None = None,
@@ -94,6 +95,8 @@ def compare(
         model: the user's model, for tasks that act on one: a folder or file, or "module:function".
         methods: names of the methods to compare; all if not given. Baselines are always there.
         budget: "smoke", "quick", "standard" or "full".
+        sizes: for tasks that make models smaller: the sizes to compare at, shares of the original in (0, 1];
+            the bench's own if not given.
         seeds: how many (0, 1, 2, ...), or which.
         engine: "local", "ray" or "ray:ADDRESS".
         jobs: how many jobs run at once; if not given one here, and as many as there are CPUs on Ray.
@@ -111,6 +114,9 @@ def compare(
         PaperbackError: if an argument, the folder or the engine cannot be used.
         DataError: if the data cannot be used; nothing has been started then.
     """
+    bench = bench or bench_of(task)
+    if sizes is not None:
+        bench = f"{bench}@{','.join(map(str, sizes))}"
     plan = _plan(task, data, target, model, methods, check_budget(budget), _seeds(seeds), out, bench)
     limits = _limits(plan.budget, time_limit, memory_limit, jobs)
     if estimate:
@@ -166,10 +172,9 @@ def _plan(
     budget: Budget,
     seeds: tuple[int, ...],
     out: str | Path | None,
-    bench_path: str | None,
+    bench_path: str,
 ) -> Plan:
     """Check everything that can be checked before a job starts."""
-    bench_path = bench_path or bench_of(task)
     bench = load_bench(bench_path)
     contenders = bench.choose(methods.split(",") if isinstance(methods, str) else methods)
     path = Path(data).expanduser().resolve() if data is not None else None

@@ -118,7 +118,7 @@ def run(model: nn.Module, batch: Batch) -> Tensor:
     """The model's answer to a batch: logits, or whatever tensor it gives first.
 
     Args:
-        model: any module; the batch is brought to its device.
+        model: any module; the batch is brought to its device, numbers with a point to its precision.
         batch: a dict, a tensor, or (inputs, labels), of which the labels are not used.
 
     Returns:
@@ -127,21 +127,26 @@ def run(model: nn.Module, batch: Batch) -> Tensor:
     Raises:
         DataError: if the batch is of another kind, or the model gives no tensor.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
     has_cache = (
         "use_cache" in inspect.signature(model.forward).parameters
     )  # of keys and values, never read here
     cache = {"use_cache": False} if has_cache else {}
     if isinstance(batch, Mapping):
-        arguments = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        answer = model(**{k: v for k, v in arguments.items() if k != "labels"}, **cache)
+        answer = model(**{name: moved(value) for name, value in batch.items() if name != "labels"}, **cache)
     else:
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
         if not isinstance(inputs, Tensor):
             raise DataError(
                 f"a batch is a {type(batch).__name__}; give a dict, a tensor, or (inputs, labels)."
             )
-        answer = model(inputs.to(device), **cache)
+        answer = model(moved(inputs), **cache)
     for name in ("logits", "last_hidden_state"):
         if isinstance(getattr(answer, name, None), Tensor):
             return getattr(answer, name)

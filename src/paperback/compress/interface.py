@@ -25,6 +25,7 @@ from paperback.compress.calibration import CACHE_LIMIT, Calibration, Order, stre
 from paperback.compress.data import Batches, Data, Loss, Metric, default_loss, evaluate, evaluating
 from paperback.compress.report import DENSE_ZEROS, LayerRow, Report, measure
 from paperback.compress.statistics import LayerStatistics
+from paperback.compress.storage.module import StoredLayer, stored_layers
 from paperback.errors import ArtefactError, DataError, NotSupportedError
 from paperback.networks.surgery import (
     HEADS_AND_EMBEDDINGS,
@@ -391,6 +392,11 @@ class Compressor(ABC):
             if not bool(torch.isfinite(parameter).all()):
                 raise DataError(f"{name} has values that are not finite; mend the model first.")
         found = self._find(model)
+        if not found.layers and (stored := stored_layers(model)):
+            raise DataError(
+                f"the model is compressed already: {len(stored)} layers are packed; bring it back with "
+                "compress.storage.to_dense, or compress the original."
+            )
         if not found.layers:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(found.skipped.items())[:4])
             raise DataError(
@@ -508,8 +514,6 @@ def _model_bytes(model: nn.Module) -> int:
 
 
 def _rows(job: Job, found: Found, before: Mapping[str, tuple[int, int]]) -> tuple[LayerRow, ...]:
-    from paperback.compress.storage import is_storage
-
     rows = []
     present = dict(job.model.named_modules(remove_duplicate=False))
     for name in found.layers:
@@ -518,8 +522,8 @@ def _rows(job: Job, found: Found, before: Mapping[str, tuple[int, int]]) -> tupl
         if layer is None:
             rows.append(LayerRow(name, weights, 0, bytes_before, 0, "removed"))
             continue
-        if is_storage(layer):
-            matrix, what = layer.dense(), str(layer.kind)  # type: ignore[operator]
+        if isinstance(layer, StoredLayer):
+            matrix, what = layer.dense(), layer.kind
         else:
             matrix = weight_matrix(layer)
             what = "dense" if bool(matrix.all()) else "dense, zeros"
@@ -543,7 +547,8 @@ def _notes_on_size(before: Any, after: Any, model: nn.Module) -> list[str]:
     if after.nonzeros < 0.99 * before.nonzeros and after.bytes_on_disk > 0.99 * before.bytes_on_disk:
         share = 1 - after.nonzeros / after.parameters
         notes.append(f"{share:.0%} of the weights are zeros: {DENSE_ZEROS}; export() writes the packed form.")
-    if after.latency is not None and before.latency is not None and after.latency > 1.1 * before.latency:
+    slower = after.latency is not None and before.latency is not None and after.latency > 1.1 * before.latency
+    if slower and stored_layers(model):  # packed layers are unpacked in each pass
         notes.append(
             f"A pass takes {after.latency / before.latency:.1f} times as long as before on this machine."
         )

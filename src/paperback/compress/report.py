@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperback.compress.data import Batch, evaluating, run
+from paperback.compress.storage.module import StoredLayer
 from paperback.study.measure import flops, size_on_disk
 from paperback.study.wording import number, size
 
@@ -185,18 +186,12 @@ def measure(model: nn.Module, example: Batch | None, write: Callable[[Path], Any
 
 def counts(model: nn.Module) -> tuple[int, int]:
     """Numbers of a model's weights and how many are not zero; packed weights count as what they stand for."""
-    from paperback.compress.storage import is_storage
-
     total = nonzeros = 0
     seen: set[int] = set()
     for module in model.modules():
-        if is_storage(module):
-            weight, *others = module.dense(), *(p for p in module.parameters(recurse=False))  # type: ignore[operator]
-            if not others:  # packed: its numbers are those of the matrix
-                total, nonzeros = total + weight.numel(), nonzeros + int(weight.count_nonzero())
-                bias = getattr(module, "bias", None)
-                if isinstance(bias, Tensor):
-                    total, nonzeros = total + bias.numel(), nonzeros + int(bias.count_nonzero())
+        if isinstance(module, StoredLayer) and not module.trainable:
+            weight = module.dense()
+            total, nonzeros = total + weight.numel(), nonzeros + int(weight.count_nonzero())
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))

@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from paperback.compress.data import Data
-from paperback.compress.storage import is_storage, module_from_spec, spec_of
+from paperback.compress.storage.module import build, stored_layers
 from paperback.errors import ArtefactError
 from paperback.networks.surgery import swap
 
@@ -27,8 +28,8 @@ class Finished:
     Args:
         folder: where they are kept; None for nowhere, then nothing is ever restored.
         model: the model before the call; its weights are part of what the folder is checked against.
-        data: so is the first calibration batch,
-        method: and the method with its settings.
+        data: of which the first calibration batch is checked, too.
+        method: the method with its settings, likewise.
 
     Raises:
         ArtefactError: if the folder holds something else, or blocks of another call.
@@ -56,7 +57,7 @@ class Finished:
         if self._folder is None:
             return
         state = {key: value.contiguous().clone() for key, value in block.state_dict().items()}
-        specs = {inner: spec_of(module) for inner, module in block.named_modules() if is_storage(module)}
+        specs = {inner: {"kind": m.kind} | m.spec() for inner, m in stored_layers(block).items()}
         path = self._path(name)
         temporary = path.with_suffix(".tmp")
         save_file(state, temporary)
@@ -73,7 +74,7 @@ class Finished:
             return False
         path = self._path(name)
         for inner, spec in json.loads(path.with_suffix(".json").read_text(encoding="utf-8")).items():
-            swap(block, inner, module_from_spec(spec))
+            swap(block, inner, build(spec))
         block.load_state_dict(load_file(path))
         return True
 
@@ -99,8 +100,6 @@ def _fingerprint(model: nn.Module, data: Data, method: str) -> str:
 
 
 def _bytes(value: Tensor) -> Any:
-    import torch
-
     return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 

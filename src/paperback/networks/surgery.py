@@ -64,8 +64,8 @@ def find_layers(
     tied: dict[str, str] = {}
     owners: dict[int, str] = {}  # weight to the first module that has it
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
+        weight = module._parameters.get("weight")  # not one that is computed, such as a packed one
+        if weight is None or weight.ndim < 2:
             continue
         owner = owners.setdefault(id(weight), name)
         if not (isinstance(module, kinds) or (nn.Linear in kinds and is_transposed(module))):
