@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 
-from paperback.data import text
+from paperback.data import images, text
 from paperback.errors import DataError, MissingExtraError
 from paperback.networks import pretrained, pretrained_folder, pretrained_tokenizer
-from paperback.networks.shipped import FOLDER, NAMES, shipped_manifest
+from paperback.networks.shipped import CLASSIFIERS, FOLDER, NAMES, shipped_manifest
 from paperback.study.measure import parameters, size_on_disk
 
 MODULE = importlib.import_module("paperback.networks.shipped")
@@ -63,6 +63,27 @@ def test_its_bits_per_byte_are_those_that_were_recorded(lm):
         loss = model(input_ids=rows, labels=rows).loss.item()
     bits = loss / math.log(2) * len(ids) / len(words.encode())
     assert bits == pytest.approx(recorded["kjv"]["model"], abs=0.06)  # on a part
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_classifiers_of_images_are_as_good_as_was_recorded(name):
+    model, manifest = pretrained(name), shipped_manifest(name)
+    data = images.fashion_mnist()
+    assert type(model) is CLASSIFIERS[name]
+    assert not model.training
+    assert manifest["classes"] == list(data.classes)
+    assert parameters(model) == manifest["parameters"]
+    for part in ("val", "test"):
+        x, y = getattr(data, part)
+        with torch.no_grad():
+            right = model(x.unsqueeze(1).float() / 255).argmax(1) == y
+        assert float(right.float().mean()) == pytest.approx(manifest["accuracy"][part], abs=0.003)
+        assert manifest["accuracy"][part] > 0.85
+
+
+def test_a_classifier_of_images_has_no_tokenizer():
+    with pytest.raises(DataError, match="has no tokenizer"):
+        pretrained_tokenizer("resnet-fashion")
 
 
 @pytest.mark.parametrize("spoil", ["cut", "missing", "no manifest"])
