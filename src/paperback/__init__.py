@@ -7,11 +7,15 @@ them has saved.
 
 from typing import TYPE_CHECKING, Any
 
+from paperback.plugin import watch_transformers
+
 if TYPE_CHECKING:
     from paperback.saving import load
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+watch_transformers()  # compressed checkpoints open with transformers' from_pretrained
 
 
 def __getattr__(name: str) -> Any:

@@ -276,6 +276,72 @@ def compare(
     )
 
 
+@app.command()
+def compress(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="lm-tiny, resnet-fashion, a checkpoint folder, or module:function."
+        ),
+    ],
+    method: Annotated[str, typer.Option(metavar="NAME", help="Which method, such as gptq or dsnot.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the compressed model goes.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A text to calibrate on, or images with labels; shipped if none."),
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(metavar="S", help="Share of zeros, of pruners.")] = None,
+    bits: Annotated[int | None, typer.Option(metavar="B", help="Bits of a weight, of quantizers.")] = None,
+    nm: Annotated[str | None, typer.Option(metavar="N:M", help="Keep N of every M weights.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(metavar="R", help="Share of the original's bytes, as a budget.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another setting of the method.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of calibration text.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the choice of rows.")] = 0,
+    quiet: _Quiet = False,
+) -> None:
+    """Make a trained model smaller, and report what it cost."""
+    from paperback.compress import Budget
+    from paperback.compress.command import compress_command, settings_from
+
+    settings = settings_from(setting or [])
+    settings |= {name: v for name, v in (("sparsity", sparsity), ("bits", bits)) if v is not None}
+    if nm is not None:
+        try:
+            settings["nm"] = tuple(int(part) for part in nm.split(":"))
+        except ValueError:
+            raise PaperbackError(f"--nm {nm}: give two numbers, such as 2:4.") from None
+    budget = Budget(ratio=ratio) if ratio is not None else None
+    result = compress_command(
+        model, method, settings, out, data=data, budget=budget, rows=rows, seed=seed, progress=not quiet
+    )
+    _console().print(_size_table(result.report))
+    for note in result.report.notes:
+        typer.echo(note)
+    typer.echo(f"{out}: model, report.json and report.md with a row for each layer.")
+
+
+def _size_table(report: Any) -> Any:
+    """What a compression did, without the layers."""
+    from rich.table import Table
+
+    from paperback.study.wording import size
+
+    table = Table("", "before", "after", box=None)
+    table.add_row("on disk", size(report.before.bytes_on_disk), size(report.after.bytes_on_disk))
+    table.add_row("non-zero weights", f"{report.before.nonzeros:,}", f"{report.after.nonzeros:,}")
+    if report.before.latency is not None:
+        latencies = (report.before.latency, report.after.latency)
+        table.add_row("latency of one row", *(f"{1000 * seconds:.3g} ms" for seconds in latencies))
+    for name, after in report.quality_after.items():
+        before = report.quality_before.get(name)
+        table.add_row(name, "" if before is None else f"{before:.4g}", f"{after:.4g}")
+    return table
+
+
 def _effort_and_sizes(budget: str) -> tuple[str, list[float] | None]:
     """ "quick", "0.5,0.25" or "quick:0.5,0.25" as how much is done and the sizes that are asked for."""
     effort, colon, sizes = budget.partition(":")

@@ -42,5 +42,5 @@ def test_the_first_cost_is_what_quality_is_drawn_against():
 def test_a_task_is_found_or_refused():
     with pytest.raises(PaperbackError, match="did you mean density"):
         bench_of("densty")
-    with pytest.raises(PaperbackError, match="compress cannot be compared yet; what can is"):
-        bench_of("compress")
+    with pytest.raises(PaperbackError, match="embed cannot be compared yet; what can is"):
+        bench_of("embed")

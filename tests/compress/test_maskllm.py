@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.compress.models import cnn, gpt2, llama, picture_data, token_data, tokens
 from torch import Tensor, nn
 
 from paperback.compress import Budget, Compressed, Data
 from paperback.compress.data import default_loss, run
-from paperback.compress.masks import nm_mask, nm_patterns
 from paperback.compress.maskllm import (
     MaskDistribution,
     MaskLLM,
@@ -22,12 +22,12 @@ from paperback.compress.maskllm import (
     remove_masks,
     save_masks,
 )
+from paperback.compress.masks import nm_mask, nm_patterns
 from paperback.errors import ArtefactError, BudgetError, DataError
 from paperback.networks.surgery import find_layers, weight_matrix
 from paperback.numerics.relaxation import gumbel_noise
 from paperback.testing.compress import check_compressor
 from paperback.training import generator
-from tests.compress.models import cnn, gpt2, llama, picture_data, token_data, tokens
 
 PATTERNS = [(1, 4), (2, 4), (4, 8)]
 QUICK = {"prior": "magnitude", "steps": 4, "lr": 1e-2, "batch_size": 4}
@@ -50,7 +50,7 @@ def result(dense: nn.Module) -> Compressed:
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_the_mode_keeps_n_of_every_m(n: int, m: int) -> None:
     law = MaskDistribution((6, 3 * m), n, m, generator(0))
-    assert law.gates.shape == (18, math.comb(m, n))
+    assert law.gates.shape == (math.comb(m, n), 18)
     assert len({tuple(row) for row in law.patterns.tolist()}) == math.comb(m, n)
     assert bool((law.mode().view(-1, m).sum(1) == n).all())
     sample = law.sample(100.0, 1.0, generator=generator(1))
@@ -69,15 +69,15 @@ def test_cold_samples_have_the_mean_of_the_law() -> None:
     law = MaskDistribution((1, 4), 2, 4, generator(0))
     draws, n = generator(3), 20_000
     with torch.no_grad():
-        law.gates.copy_(torch.tensor([[0.3, 0.0, -0.2, 0.1, 0.4, -0.5]]))
-        noise = gumbel_noise((n, 6), draws)
+        law.gates.copy_(torch.tensor([[0.3, 0.0, -0.2, 0.1, 0.4, -0.5]]).T)
+        noise = gumbel_noise((6, n), draws)
         many = MaskDistribution((n, 4), 2, 4)
-        many.gates.copy_(law.gates.expand(n, 6))
+        many.gates.copy_(law.gates.expand(6, n))
         mean = many.sample(3.0, 1e-3, noise=noise).mean(0)
     expected = law.expected(3.0).flatten()
     error = (expected * (1 - expected) / n).sqrt()
     assert bool(((mean - expected).abs() < 3.5 * error).all())
-    assert torch.allclose(expected, (3.0 * law.gates).softmax(-1) @ nm_patterns(2, 4))
+    assert torch.allclose(expected, (3.0 * law.gates[:, 0]).softmax(0) @ nm_patterns(2, 4))
 
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
@@ -87,8 +87,8 @@ def test_a_strong_prior_is_the_mask_and_moves_no_mean(n: int, m: int) -> None:
     before, deviation = law.gates.detach().clone(), law.gates.std()
     law.add_prior(prior, 1e4)
     assert torch.equal(law.mode(), prior)
-    shift = (law.gates - before) / (deviation * 1e4)
-    assert float(shift.mean(1).abs().max()) < 1e-4
+    shift = (law.gates.detach() - before) / (deviation.detach() * 1e4)
+    assert float(shift.mean(0).abs().max()) < 1e-4
     assert float(shift.max()) == pytest.approx(n - n**2 / m, abs=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_gradient_of_the_gates_is_that_of_finite_differences() -> None:
     noise = gumbel_noise(law.gates.shape, generator(6), dtype=torch.float64)
 
     def loss(gates: Tensor) -> Tensor:
-        weights = ((50 * gates + noise) / 2.0).softmax(-1)
+        weights = ((50 * gates + noise) / 2.0).softmax(0).T
         return F.linear(x, weight * (weights @ law.patterns).view(3, 8)).square().sum()
 
     assert torch.autograd.gradcheck(loss, law.gates.detach().clone().requires_grad_())

@@ -87,6 +87,7 @@ class Bench:
             `READING` in that folder, one sentence a line; the report shows the first seed's.
         seconds: about how long one job takes under a budget, for ``estimate=True``; may be left empty.
         takes_model: whether the user may bring a model (``--model``).
+        models: names of models that ship, which ``--model`` takes too.
         companions: given the path of the user's data, the files beside it that `load` also reads. A change of
             one is a change of the data.
         sized: for tasks whose methods can be asked for results of several sizes: given the sizes, shares in
@@ -100,6 +101,7 @@ class Bench:
     evaluate: Callable[[Contender, Any, Budget, int, Path], Mapping[str, float | None]]
     seconds: Mapping[str, float] = field(default_factory=dict)
     takes_model: bool = False
+    models: tuple[str, ...] = ()
     companions: Callable[[Path], Sequence[Path]] = lambda path: ()
     sized: Callable[[tuple[float, ...]], Bench] | None = None
 
@@ -164,7 +166,10 @@ class Bench:
         """
         if methods is None:
             return self.contenders
-        wanted = {self.contender(name).name for name in methods}
+        wanted: set[str] = set()
+        for name in methods:  # of a method at several sizes, "gptq@0.25", the name alone means all of them
+            sizes = {each.name for each in self.contenders if each.name.startswith(f"{name}@")}
+            wanted |= sizes or {self.contender(name).name}
         return tuple(
             contender
             for contender in self.contenders

@@ -256,12 +256,15 @@ def _check_model(bench: Bench, model: str | Path | None) -> tuple[str | None, st
         return None, None
     if not bench.takes_model:
         raise PaperbackError(f"{bench.task} is compared on data, it takes no model; leave --model out.")
+    if str(model) in bench.models:
+        return str(model), str(model)
     path = Path(model).expanduser().resolve()
     if path.exists():
         return str(path), content_hash(path)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(model)):
         return str(model), str(model)
-    raise DataError(f"there is no model at {model}; give a folder, a file, or module:function.")
+    ships = f"one that ships ({', '.join(bench.models)}), " if bench.models else ""
+    raise DataError(f"there is no model at {model}; give {ships}a folder, a file, or module:function.")
 
 
 def _refusal(contender: Contender, data: Any) -> Row | None:

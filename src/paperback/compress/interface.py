@@ -142,7 +142,8 @@ class Compressed:
             raise NotSupportedError(
                 f"this result has one size; call compress again with the budget {budget}."
             )
-        return sizes(budget)  # type: ignore[no-any-return]
+        network: nn.Module = sizes(budget)
+        return network
 
     def export(self, folder: str | Path) -> int:
         """Save the smallest form: layers whose zeros are worth it become packed sparse ones.
@@ -519,7 +520,7 @@ def _rows(job: Job, found: Found, before: Mapping[str, tuple[int, int]]) -> tupl
     for name in found.layers:
         weights, bytes_before = before[name]
         layer = present.get(name)
-        if layer is None:
+        if layer is None or not (isinstance(layer, StoredLayer) or hasattr(layer, "weight")):
             rows.append(LayerRow(name, weights, 0, bytes_before, 0, "removed"))
             continue
         if isinstance(layer, StoredLayer):

@@ -111,7 +111,6 @@ def python_manual() -> Dataset:
         eight tenths of the pages in alphabetical order, the validation part the next, the test part the last.
     """
     import platform
-
     from pydoc_data.topics import topics
 
     pages = [topics[name] for name in sorted(topics)]

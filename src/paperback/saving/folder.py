@@ -147,7 +147,9 @@ def address_of(cls: type) -> tuple[str, str | None]:
 
 
 def _baselines() -> list[str]:
-    return [f"paperback.{task}.baselines" for task in catalogue.TASKS]
+    """Modules that the catalogue does not name and whose classes are saved all the same."""
+    shared = ["paperback.networks", "paperback.represent.contrastive"]
+    return [f"paperback.{task}.baselines" for task in catalogue.TASKS] + shared
 
 
 def digest(path: Path) -> str:
