@@ -157,7 +157,7 @@ def test_skipped_layers_keep_their_first_mask():
 
 
 @pytest.mark.parametrize(
-    "init", ["magnitude", "sparsegpt", SparseGPT(per="row", update=False), Magnitude(allocation="row")]
+    "init", ["magnitude", "sparsegpt", SparseGPT(0.3, update=False), Magnitude(0.3, allocation="global")]
 )
 def test_any_pruner_can_start(init):
     data = token_data()
@@ -167,6 +167,7 @@ def test_any_pruner_can_start(init):
         masks[cycles] = method.compress(llama(), data, latency_runs=0, progress=False).extras["masks"]
     assert all(torch.equal(masks[0][n].sum(1), masks[3][n].sum(1)) for n in masks[0])
     assert any(not torch.equal(masks[0][n], masks[3][n]) for n in masks[0])
+    assert isinstance(init, str) or init.sparsity == 0.3  # the user's pruner is left alone
 
 
 def test_kept_weights_can_make_up_for_the_rest():

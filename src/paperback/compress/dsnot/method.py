@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from paperback.compress.dsnot.refine import refine_mask
 from paperback.compress.interface import Job
 from paperback.compress.masks import nm_mask, row_mask
-from paperback.compress.pruning import MaskPruner, sparsegpt_scores, update_matrix, wanda_scores
+from paperback.compress.pruning import (
+    Magnitude,
+    MaskPruner,
+    SparseGPT,
+    sparsegpt_scores,
+    update_matrix,
+    wanda_scores,
+)
 from paperback.compress.statistics import LayerStatistics
 from paperback.errors import DataError
 from paperback.networks.surgery import HEADS_AND_EMBEDDINGS
@@ -27,7 +35,7 @@ class DSnoT(MaskPruner):
             given.
         nm: (n, m) to keep n of every m neighbouring weights instead.
         init: what chooses the first mask: "wanda", "magnitude", "sparsegpt", or another `MaskPruner`, whose
-            `choose` is asked with the same sparsity or N:M.
+            `choose` is asked with the same sparsity or N:M, row by row.
         max_cycles: swaps of a row at most; None for 50 in 4,096 inputs (the paper's models have rows of 4,096
             and more, and 50 literal cycles wreck narrow ones), a number is taken literally.
         update_threshold: rows whose error is at most this are left.
@@ -109,8 +117,13 @@ class DSnoT(MaskPruner):
         self, name: str, weight: Tensor, stats: LayerStatistics
     ) -> tuple[Bool[Tensor, "out in"], Float[Tensor, "out in"] | None]:
         if isinstance(self.init, MaskPruner):
-            self.init.sparsity, self.init.nm = self.sparsity, self.nm
-            return self.init.choose(name, weight.clone(), stats)[1], None
+            start = copy.copy(self.init)
+            start.sparsity, start.nm = self.sparsity, self.nm
+            if isinstance(start, Magnitude):  # rows keep equally many, whoever chooses
+                start.allocation = "row"
+            elif isinstance(start, SparseGPT):
+                start.per = "row"
+            return start.choose(name, weight.clone(), stats)[1], None
         if self.init == "wanda":
             scores = wanda_scores(weight, stats.square_sum)
         elif self.init == "magnitude":
