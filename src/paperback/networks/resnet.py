@@ -10,6 +10,7 @@ Source: He, Zhang, Ren and Sun, Deep residual learning for image recognition, CV
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -64,6 +65,11 @@ class ResNet(FeaturePyramid):
 
 class ResidualBlock(nn.Module):
     """y = relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))), the basic block of the paper's figure 2."""
+
+    norm_after: ClassVar[dict[str, str]] = {
+        "conv1": "norm1",
+        "conv2": "norm2",
+    }  # which alone reads the convolution's output
 
     def __init__(self, channels: int, out: int, stride: int, norm: Norm) -> None:
         super().__init__()

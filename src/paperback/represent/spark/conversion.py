@@ -8,6 +8,7 @@ the other. A class derived from one of torch's layers keeps its own forward pass
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -77,7 +78,28 @@ def dense_to_sparse(module: Network) -> Network:
     def twin(m: nn.Module) -> type[nn.Module] | None:
         return None if isinstance(m, layers.Sparse) else _twin_class(type(m))
 
-    return _rebuilt(module, twin, {})
+    made = _rebuilt(module, twin, {})
+    for norm in _norms_after_convolutions(made):
+        norm.owns_input = True
+    return made
+
+
+def _norms_after_convolutions(network: nn.Module) -> list[layers.ActiveNorm]:
+    """Batch norms that alone read what a convolution gives: its successors in a `Sequential`, and those that
+    a block names in ``norm_after``, convolution to norm.
+    """
+    found = []
+    for block in network.modules():
+        children = dict(block.named_children())
+        names = list(children)
+        pairs = dict(getattr(block, "norm_after", {}))
+        if type(block) is nn.Sequential:
+            pairs |= dict(itertools.pairwise(names))
+        for first, second in pairs.items():
+            norm = children.get(second)
+            if isinstance(children.get(first), layers.SparseConv2d) and isinstance(norm, layers.ActiveNorm):
+                found.append(norm)
+    return found
 
 
 def sparse_to_dense(module: Network) -> Network:
@@ -182,6 +204,7 @@ def _rebuilt(
              for key, value in vars(module).items()}  # fmt: skip
     vars(made).update(state)
     vars(made).pop("slot", None)
+    vars(made).pop("owns_input", None)
     if issubclass(cls, layers.Sparse):
         vars(made)["slot"] = Slot()
     made._modules = {

@@ -105,14 +105,24 @@ class ActiveConvolution(MaskedOutput):
 
 
 class ActiveNorm(Sparse):
-    """Batch norm of the active positions, gathered as rows."""
+    """Batch norm of the active positions, gathered as rows.
+
+    Where its input is the output of a convolution that nothing else reads (`dense_to_sparse` finds out), the
+    rows go back into that map, which is 0 elsewhere already; a new map of zeros costs more than the norm.
+    """
+
+    owns_input = False
 
     def forward(self, x: Tensor) -> Tensor:
         context = self.context
         if not context.is_sparse_at(x):
             return super().forward(x)
         rows = active_rows(x, context)[:, :, None, None]  # the form of a matrix (N_active, C) that it takes
-        return put_back(super().forward(rows).flatten(1), x.shape, context)
+        y = super().forward(rows).flatten(1)
+        if self.owns_input and y.dtype == x.dtype and x.is_contiguous(memory_format=torch.channels_last):
+            inside: Tensor = Overwrite.apply(x, y, context.runs(*x.shape[-2:]), context.mask.shape[-1])
+            return inside
+        return put_back(y, x.shape, context)
 
 
 class ActivePixels(Sparse):
@@ -261,3 +271,24 @@ class Scatter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
         return grad.index_select(0, index), None, None
+
+
+class Overwrite(torch.autograd.Function):
+    """Rows put at unique indices of a map in channels-last order, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, index: Tensor, columns: int) -> Tensor:
+        n, _, height, _ = x.shape
+        table = x.permute(0, 2, 3, 1).view(n * height * columns, -1)
+        table.index_copy_(0, index, rows.reshape(len(index), -1))
+        ctx.save_for_backward(index)
+        ctx.shape = (len(table), rows.shape)
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        length, shape = ctx.shape
+        table = grad.permute(0, 2, 3, 1).reshape(length, -1)
+        return None, table.index_select(0, index).view(shape), None, None
