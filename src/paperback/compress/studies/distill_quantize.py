@@ -1,4 +1,4 @@
-"""The study of distillation and quantization: a twentieth of a teacher's weights, at two to four bits."""
+"""The study of distillation and quantization: a small student of a large teacher, at two to four bits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def study(run: Run) -> None:
     """Do a small student's weights survive at 2 to 4 bits if it is trained with the rounding, or only the
     points are, where rounding it afterwards fails?
 
-    A convolutional teacher and a student with a fifteenth of its weights learn Fashion-MNIST (5,000 images).
+    A convolutional teacher and a much smaller student learn Fashion-MNIST (5,000 images).
     The student is distilled in full precision; rounded afterwards, per layer and in buckets; trained with
     rounded weights, with the teacher and without; and given points that are learned. All trainings of
     weights have the same epochs and rate. The claim is false if training with the rounding does not beat
