@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,55 @@ def test_infinite_activations_name_their_layer():
         model.model.layers[0].mlp.up_proj.weight.fill_(3e38)
     with pytest.raises(DataError, match=r"layers\.0\.mlp\.down_proj"):
         gathered(model, token_data())
+
+
+# -- memory -------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_bounded_by_one_block():
+    """A wide network: beside the model, memory holds what one block needs, not the Gram matrices of all."""
+    program = """
+import sys, torch
+from torch import nn
+from paperback.compress import Data
+from paperback.compress.calibration import Calibration, stream
+from paperback.networks.surgery import find_layers
+from paperback.study.measure import peak_memory, reset_peak_memory
+class Block(nn.Module):
+    def __init__(self): super().__init__(); self.up = nn.Linear(1024, 1024); self.down = nn.Linear(1024, 1024)
+    def forward(self, x): return x + self.down(self.up(x).relu())
+class Net(nn.Module):
+    def __init__(self): super().__init__(); self.blocks = nn.ModuleList(Block() for _ in range(12))
+    def forward(self, x):
+        for block in self.blocks: x = block(x)
+        return x
+kept = []
+def visit(name, layer, stats):
+    layer.weight.data.mul_(0.5)
+    if sys.argv[1] == "all": kept.append(stats)
+torch.set_num_threads(1)
+data = Data(lambda: (torch.randn(256, 1024, generator=torch.Generator().manual_seed(i)) for i in range(4)))
+net = Net()
+layers = find_layers(net).layers
+how = Calibration(visit, frozenset({"moments", "gram"}))
+few = {name: layer for name, layer in layers.items() if name.startswith("blocks.0.")}
+stream(net, few, data, how, progress=False)  # what is loaded at first use is there
+kept.clear()
+reset_peak_memory(); before = peak_memory()
+stream(net, layers, data, how, progress=False)
+print(peak_memory() - before)
+"""
+
+    def peak(what: str) -> int:
+        command = [sys.executable, "-c", program, what]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        )
+        return int(done.stdout)
+
+    all_grams = 24 * 4 * 2**20
+    assert peak("one") < all_grams / 2  # 16 MB of hidden states, Grams and activations, and the allocator's
+    assert peak("all") > all_grams  # the measurement sees it when they are all kept
 
 
 # -- interruption --------------------------------------------------------------------------------------------

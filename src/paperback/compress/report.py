@@ -185,17 +185,20 @@ def measure(model: nn.Module, example: Batch | None, write: Callable[[Path], Any
 
 
 def counts(model: nn.Module) -> tuple[int, int]:
-    """Numbers of a model's weights and how many are not zero; packed weights count as what they stand for."""
+    """Numbers of a model's weights and how many are not zero.
+
+    Packed weights count as the numbers they stand for, packed factors as the numbers of the factors.
+    """
     total = nonzeros = 0
     seen: set[int] = set()
     for module in model.modules():
-        if isinstance(module, StoredLayer) and not module.trainable:
-            weight = module.dense()
-            total, nonzeros = total + weight.numel(), nonzeros + int(weight.count_nonzero())
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                total, nonzeros = total + parameter.numel(), nonzeros + int(parameter.count_nonzero())
+        numbers: list[Tensor] = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen |= {id(p) for p in numbers}
+        if isinstance(module, StoredLayer):
+            numbers += [module.bias] if module.bias is not None else []  # a buffer there
+            numbers += [] if module.trainable else module.numbers_stored()
+        total += sum(n.numel() for n in numbers)
+        nonzeros += sum(int(n.count_nonzero()) for n in numbers)
     return total, nonzeros
 
 

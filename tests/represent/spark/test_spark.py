@@ -16,7 +16,7 @@ from paperback.represent.spark import (
     Decoder,
     FeatureMaps,
     Lamb,
-    MaskedAutoencoder,
+    MaskedReconstruction,
     SparK,
     masked_patch_loss,
     patchify,
@@ -261,7 +261,7 @@ def test_a_network_that_is_not_ours_is_a_backbone(photos: Tensor) -> None:
 def test_the_loop_and_the_module_agree_on_what_is_trained() -> None:
     model = SparK(**SMALL)  # type: ignore[arg-type]
     network = model._network()
-    assert isinstance(network, MaskedAutoencoder)
+    assert isinstance(network, MaskedReconstruction)
     assert {id(p) for p in network.parameters()} == {id(p) for p in model.parameters()}
 
 

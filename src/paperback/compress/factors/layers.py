@@ -106,6 +106,10 @@ class FactorLayer(StoredLayer):
             for k, spec in enumerate(self._quantized)
         ]
 
+    def numbers_stored(self) -> list[Tensor]:
+        """The factors: fewer numbers than the weight has."""
+        return self.factors
+
     @property
     def numbers(self) -> int:
         """How many numbers the factors have."""

@@ -25,8 +25,6 @@ from paperback.compress.storage.module import (
 from paperback.compress.storage.packed import CodebookLinear, PackedEmbedding, PackedLinear, QuantizedLayer
 from paperback.compress.storage.sparse import SparseLinear, pack_zeros
 
-module_from_spec = build  # the same by a longer name
-
 __all__ = [
     "CodebookLinear",
     "LayerForm",
@@ -39,7 +37,6 @@ __all__ = [
     "build",
     "is_storage",
     "load_model",
-    "module_from_spec",
     "pack_zeros",
     "prepare",
     "save_model",

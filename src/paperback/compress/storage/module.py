@@ -7,6 +7,7 @@ an ordinary module: its buffers (or parameters) are what a file holds, byte for 
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -143,7 +144,7 @@ class LayerForm:
         return layer
 
 
-class StoredLayer(nn.Module):
+class StoredLayer(nn.Module, ABC):
     """Base of the storage modules: a layer whose weight is kept in another form than a dense matrix.
 
     A subclass has a `kind`, is registered with `@storage_module`, and writes `dense`, `spec`, `empty`, a
@@ -168,15 +169,16 @@ class StoredLayer(nn.Module):
         self._ready: Tensor | None = None
         self.register_buffer("bias", None if bias is None else bias.detach())
 
+    @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:
         """The weight as a matrix, computed anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """What `empty` must know, as JSON values."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def empty(cls, spec: dict[str, Any]) -> Self:
         """A module with buffers and parameters of the right shapes and types and any contents.
 
@@ -185,7 +187,10 @@ class StoredLayer(nn.Module):
         Raises:
             ArtefactError: if the spec is not of this kind.
         """
-        raise NotImplementedError
+
+    def numbers_stored(self) -> list[Tensor]:
+        """The numbers that its packed bytes stand for: those of the weight, or of its factors."""
+        return [self.dense()]
 
     def check(self) -> None:
         """Look at the contents of the buffers after they were read from a file.

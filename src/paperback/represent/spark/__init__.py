@@ -34,7 +34,7 @@ from paperback.represent.spark.layers import (
     SparseSyncBatchNorm,
 )
 from paperback.represent.spark.masking import masked_patch_loss, patchify, random_mask, unpatchify
-from paperback.represent.spark.method import MaskedAutoencoder, SparK
+from paperback.represent.spark.method import MaskedReconstruction, SparK
 
 __all__ = [
     "Decoder",
@@ -42,7 +42,7 @@ __all__ = [
     "FeatureMaps",
     "HierarchicalBackbone",
     "Lamb",
-    "MaskedAutoencoder",
+    "MaskedReconstruction",
     "SparK",
     "SparseAdaptiveAvgPool2d",
     "SparseAvgPool2d",

@@ -222,12 +222,12 @@ class SparK(Encoder):
         self.backbone.load_state_dict(network.encoder.state_dict())
         return history
 
-    def _network(self) -> MaskedAutoencoder:
+    def _network(self) -> MaskedReconstruction:
         """Encoder, densification and decoder as one module, around this object's weights."""
         encoder = dense_to_sparse(self.backbone) if self.sparse else self.backbone
-        return MaskedAutoencoder(encoder, self.densify, self.decoder)
+        return MaskedReconstruction(encoder, self.densify, self.decoder)
 
-    def _check_images(self, images: Tensor, network: MaskedAutoencoder) -> tuple[int, int]:
+    def _check_images(self, images: Tensor, network: MaskedReconstruction) -> tuple[int, int]:
         """The grid of patches; refuses what would fail later."""
         some = self.normalise(images[:2]).repeat(1 if len(images) > 1 else 2, 1, 1, 1)
         stride = self._hierarchy.stride
@@ -288,7 +288,7 @@ class SparK(Encoder):
         return right // 2, right - right // 2, down // 2, down - down // 2
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedReconstruction(nn.Module):
     """Normalised images and a mask to a reconstruction; the network that is trained."""
 
     def __init__(self, encoder: nn.Module, densify: nn.ModuleList, decoder: Decoder) -> None:
