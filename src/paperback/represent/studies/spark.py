@@ -76,7 +76,7 @@ def study(run: Run) -> None:
     false if SparK is not better than scratch with 100 labels, or not better than its ablations.
     """
     data = _load(run)
-    sizes = run.size(smoke=(20,), quick=(100, 500), standard=(100, 500, 2000))
+    sizes = run.size(smoke=(20,), quick=(100, 500), standard=(100, 500), full=(100, 500, 2000))
     outcomes = _pretrain(run, data)
     for name, outcome in run.track(outcomes.items(), "encoders"):
         _fine_tune(run, data, outcome, sizes)
@@ -97,7 +97,7 @@ def _load(run: Run) -> Data:
     assert val_labels is not None
     assert test_labels is not None
     pool, val, test = (_whole_patches(as_images(p.x)) for p in (dataset.train, dataset.val, dataset.test))
-    n = run.size(smoke=96, quick=2000, standard=9000)
+    n = run.size(smoke=96, quick=2000, standard=5000, full=9000)
     n_test = run.size(smoke=100, quick=1000, standard=2000)
     return Data(
         pool, train_labels, pool[:n],
